@@ -1,0 +1,12 @@
+"""Cross entropy for JAX: right on every row, complete, lean, and at home in JAX."""
+
+from jxent.probs import binary_cross_entropy_from_probs as binary_cross_entropy_from_probs
+from jxent.probs import cross_entropy_from_log_probs as cross_entropy_from_log_probs
+from jxent.probs import cross_entropy_from_probs as cross_entropy_from_probs
+from jxent.reduction import Mean as Mean
+from jxent.reduction import weighted_mean as weighted_mean
+from jxent.sigmoid import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
+from jxent.softmax import CrossEntropyAux as CrossEntropyAux
+from jxent.softmax import softmax_cross_entropy as softmax_cross_entropy
+
+__version__ = "0.1.0.dev0"

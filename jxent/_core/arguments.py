@@ -1,0 +1,229 @@
+"""Checks of what a caller passed, at trace time, and every message that tells how to mend the call.
+
+TypeError for a dtype or a kind of value, ValueError for a shape or an option. Each function takes the caller's name
+first and returns the argument as the rest of the library wants it.
+"""
+
+import numbers
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import Tracer
+
+REDUCTIONS = ("none", "sum", "mean", "partial")
+
+
+def as_array(fn: str, name: str, value: Any) -> Array:
+    """Lists, NumPy and jax arrays → a jax array that is not weakly typed and whose integers did not wrap."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu":
+        value = _narrowed(np.asarray(value))
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{fn}: {name} must be an array of numbers; got {type(value).__name__} ({error})") from error
+    return lax.convert_element_type(array, array.dtype)
+
+
+def _narrowed(value: np.ndarray) -> np.ndarray:
+    """What jax would truncate (64-bit integers, without x64) is clipped: an id that is out of range stays out of it."""
+    narrow = jax.dtypes.canonicalize_dtype(value.dtype)
+    if narrow == value.dtype:
+        return value
+    return np.clip(value, np.iinfo(narrow).min, np.iinfo(narrow).max).astype(narrow)
+
+
+def as_scores(fn: str, name: str, value: Any) -> Array:
+    """Logits, probabilities or log-probabilities: any floating dtype."""
+    array = as_array(fn, name, value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{fn}: {name} must have a floating dtype; got {array.dtype.name}; did you mean {name}.astype(jnp.float32)?"
+        )
+    return array
+
+
+def as_class_axis(fn: str, name: str, scores: Array, axis: Any) -> int:
+    """The class axis, counted from the front."""
+    index = as_integer(fn, "axis", axis)
+    if not -scores.ndim <= index < scores.ndim:
+        raise ValueError(f"{fn}: axis={index} is out of range for {name} with shape {scores.shape}")
+    index %= scores.ndim
+    if scores.shape[index] == 0:
+        raise ValueError(f"{fn}: {name} has shape {scores.shape}, which holds zero classes at axis={index}")
+    return index
+
+
+def as_axes(fn: str, name: str, values: Array, axis: Any) -> tuple[int, ...]:
+    """The axes of a reduction, counted from the front; None is all of them."""
+    if axis is None:
+        return tuple(range(values.ndim))
+    axes = tuple(as_integer(fn, "axis", a) for a in (axis if isinstance(axis, tuple | list) else (axis,)))
+    if not all(-values.ndim <= a < values.ndim for a in axes):
+        raise ValueError(f"{fn}: axis={axis} is out of range for {name} with shape {values.shape}")
+    axes = tuple(a % values.ndim for a in axes)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{fn}: axis={axis} names an axis of {name} twice")
+    return axes
+
+
+def as_integer(fn: str, name: str, value: Any) -> int:
+    if isinstance(value, bool | np.bool_ | Tracer):
+        raise TypeError(f"{fn}: {name} must be a static integer; got {_kind(value)}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{fn}: {name} must be a static integer; got {_kind(value)}") from None
+
+
+def as_ignore_index(fn: str, value: Any) -> int | None:
+    return None if value is None else as_integer(fn, "ignore_index", value)
+
+
+def as_class_labels(fn: str, scores_name: str, scores: Array, axis: int, labels: Any) -> Array:
+    """Integer labels of the row shape, or floating labels of the whole shape."""
+    labels = as_array(fn, "labels", labels)
+    rows = row_shape(scores, axis)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        if labels.shape == rows:
+            return labels
+    elif not jnp.issubdtype(labels.dtype, jnp.floating):
+        raise TypeError(
+            f"{fn}: labels has dtype {labels.dtype.name}; expected an integer dtype (class ids) or a floating one "
+            f"(distributions); did you mean labels.astype(jnp.int32)?"
+        )
+    elif labels.shape == scores.shape:
+        return labels
+    raise ValueError(
+        f"{fn}: labels has shape {labels.shape} and dtype {labels.dtype.name}; expected {rows} of an integer dtype "
+        f"(class ids) or {scores.shape} of a floating one (distributions), to go with {scores_name} of shape "
+        f"{scores.shape} and axis={axis}{_label_hint(labels, scores, axis)}"
+    )
+
+
+def _label_hint(labels: Array, scores: Array, axis: int) -> str:
+    rows = row_shape(scores, axis)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        if labels.shape == (*rows[:axis], 1, *rows[axis:]):
+            return f"; did you mean labels.squeeze({-1 if axis == scores.ndim - 1 else axis})?"
+        if labels.shape == scores.shape:
+            return "; for one-hot labels, did you mean labels.astype(jnp.float32)?"
+    elif labels.shape == rows:
+        return "; for class ids, did you mean labels.astype(jnp.int32)?"
+    return ""
+
+
+def as_binary_labels(fn: str, scores_name: str, scores: Array, labels: Any) -> Array:
+    """Bool, integer or floating labels, one for each element."""
+    labels = as_array(fn, "labels", labels)
+    kinds = (jnp.bool_, jnp.integer, jnp.floating)
+    if not any(jnp.issubdtype(labels.dtype, kind) for kind in kinds):
+        raise TypeError(f"{fn}: labels must have a bool, integer or floating dtype; got {labels.dtype.name}")
+    if labels.shape == scores.shape:
+        return labels
+    hint = ""
+    if (*labels.shape, 1) == scores.shape:
+        hint = "; did you mean labels[..., None]?"
+    elif labels.shape == (*scores.shape, 1):
+        hint = "; did you mean labels.squeeze(-1)?"
+    raise ValueError(
+        f"{fn}: labels has shape {labels.shape}; expected {scores.shape}, the shape of {scores_name}: every element is "
+        f"a decision of its own, and labels are never broadcast{hint}"
+    )
+
+
+def as_per_class(fn: str, name: str, value: Any, num_classes: int, dtype: Any) -> Array | None:
+    """`[num_classes]` numbers in the compute dtype."""
+    if value is None:
+        return None
+    array = _as_real(fn, name, value)
+    if array.shape != (num_classes,):
+        raise ValueError(f"{fn}: {name} has shape {array.shape}; expected ({num_classes},), one a class")
+    return array.astype(dtype)
+
+
+def as_per_column(fn: str, name: str, value: Any, scores: Array, dtype: Any, scalar: bool) -> Array | None:
+    """`[K]` numbers for the K columns of a binary loss (or one scalar), at the rank of `scores` and its compute dtype."""
+    if value is None:
+        return None
+    array = _as_real(fn, name, value)
+    wanted = [f"({scores.shape[-1]},), one a column of the last axis"] if scores.ndim else []
+    wanted += ["()"] if scalar else []
+    if not ((scalar and array.ndim == 0) or (scores.ndim and array.shape == scores.shape[-1:])):
+        hint = "; it is not [w_neg, w_pos]: to weigh positives against negatives use pos_weight" if not scalar else ""
+        expected = f"expected {' or '.join(wanted)}" if wanted else "scores of rank 0 have no columns to weigh"
+        raise ValueError(f"{fn}: {name} has shape {array.shape}; {expected}{hint}")
+    return lax.expand_dims(array.astype(dtype), range(scores.ndim - array.ndim))
+
+
+def as_per_row(fn: str, name: str, value: Any, rows: tuple[int, ...], dtype: Any) -> Array | None:
+    """Numbers of the row shape, in the compute dtype."""
+    if value is None:
+        return None
+    return _broadcast_to_rows(fn, name, _as_real(fn, name, value), rows).astype(dtype)
+
+
+def as_row_mask(fn: str, value: Any, rows: tuple[int, ...]) -> Array | None:
+    """A bool of the row shape."""
+    if value is None:
+        return None
+    mask = as_array(fn, "where", value)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"{fn}: where must have dtype bool; got {mask.dtype.name}; did you mean where != 0?")
+    return _broadcast_to_rows(fn, "where", mask, rows)
+
+
+def _broadcast_to_rows(fn: str, name: str, array: Array, rows: tuple[int, ...]) -> Array:
+    fits = array.ndim == len(rows) and all(have in (1, want) for have, want in zip(array.shape, rows, strict=True))
+    if not fits:
+        raise ValueError(
+            f"{fn}: {name} has shape {array.shape}; expected the row shape {rows}, or the same rank with axes of size 1"
+        )
+    return jnp.broadcast_to(array, rows)
+
+
+def as_hyper_parameter(
+    fn: str, name: str, value: Any, dtype: Any, low: float = -np.inf, high: float = np.inf
+) -> Array | None:
+    """A scalar in the compute dtype, which may be traced; or None for the number 0. Numbers must lie in [low, high]."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_):
+        if not low <= float(value) <= high:
+            wanted = "a number" if low == -np.inf else f"in [{low:g}, {high:g}]"
+            raise ValueError(f"{fn}: {name} must be {wanted}; got {value}")
+        if value == 0:
+            return None
+    scalar = _as_real(fn, name, value)
+    if scalar.ndim:
+        raise ValueError(f"{fn}: {name} must be a scalar; got shape {scalar.shape}; use jax.vmap to try several")
+    return scalar.astype(dtype)
+
+
+def check_reduction(fn: str, reduction: Any) -> None:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        choices = ", ".join(repr(choice) for choice in REDUCTIONS)
+        raise ValueError(f"{fn}: reduction must be one of {choices}; got {reduction!r}")
+
+
+def check_flag(fn: str, name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{fn}: {name} must be True or False; got {_kind(value)}")
+
+
+def row_shape(scores: Array, axis: int) -> tuple[int, ...]:
+    return scores.shape[:axis] + scores.shape[axis + 1 :]
+
+
+def _as_real(fn: str, name: str, value: Any) -> Array:
+    array = as_array(fn, name, value)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise TypeError(f"{fn}: {name} must have a floating or integer dtype; got {array.dtype.name}")
+    return array
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tracer):
+        return f"a traced value ({value.aval.str_short()})"
+    return f"{value!r} ({type(value).__name__})"

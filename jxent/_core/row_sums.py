@@ -1,0 +1,147 @@
+"""The sums over the classes of a row, in the one form that XLA:CPU computes without writing an [N, V] array.
+
+XLA:CPU (jaxlib 0.10 to 0.12) fuses arithmetic, exp, sign, min, max, iota and convert into a long reduction, but not a
+select, a compare, a gather or a value with two users: each of these makes it write the whole [N, V] array out. So the
+terms below exclude classes by arithmetic, and on the CPU a barrier gives each sum a conversion, a subtraction and even
+broadcast constants of its own. TPU and GPU fuse any form, and get these without the barriers.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+# XLA:CPU sums rows up to here inside one fused loop; longer ones it first writes out, unless they are cut in windows.
+_LONGEST_FUSED_ROW = 32768
+_WINDOW = 8192
+# float32 tells integers apart up to here.
+_EXACT_FLOAT32_INTEGERS = 2**24
+
+
+class Operands(NamedTuple):
+    """What the terms of a row sum are made of: [N, V] logits, [N, 1] row_max, labels of either kind, [V] or None."""
+
+    logits: Array
+    row_max: Array
+    labels: Array
+    class_weight: Array | None
+    half: Array
+    one: Array
+    highest: Array
+
+
+class RowSums:
+    """Sums terms over the class axis, which stays as size 1."""
+
+    def __init__(self, axis: int, cpu: bool, logits: Array, row_max: Array, labels: Array, class_weight: Array | None):
+        dtype = row_max.dtype
+        constants = (jnp.array(c, dtype) for c in (0.5, 1, jnp.finfo(dtype).max))
+        self.axis, self.cpu = axis, cpu
+        self.operands = Operands(logits, row_max, labels, class_weight, *constants)
+        self.last: Array | None = None
+
+    def of(self, term: Callable[[Operands, int], Array]) -> Array:
+        if self.cpu:
+            # Each barrier takes the sum before it, so that no two are alike and merged.
+            self.operands, self.last = lax.optimization_barrier((self.operands, self.last))
+        self.last = _row_sum(term(self.operands, self.axis), self.axis, self.cpu)
+        return self.last
+
+
+def _row_sum(terms: Array, axis: int, cpu: bool) -> Array:
+    """On the CPU rows beyond `_LONGEST_FUSED_ROW` are summed in windows: otherwise XLA:CPU writes `terms` out, in memory
+    that even `memory_analysis()` does not show. The windowed sum does not fit a TPU's VMEM, which needs none of this.
+    The last barrier keeps what follows (a mean, say) from swallowing the sum, which would undo the fusion.
+    """
+    if not cpu:
+        return jnp.sum(terms, axis, keepdims=True)
+    if terms.shape[axis] > _LONGEST_FUSED_ROW:
+        window = tuple(_WINDOW if i == axis else 1 for i in range(terms.ndim))
+        terms = lax.reduce_window(terms, jnp.zeros((), terms.dtype), lax.add, window, window, "SAME")
+        terms = lax.optimization_barrier(terms)
+    return lax.optimization_barrier(jnp.sum(terms, axis, keepdims=True))
+
+
+def sign_d(o: Operands, axis: int) -> Array:
+    return jnp.sign(_d(o))
+
+
+def exp_below_max(o: Operands, axis: int) -> Array:
+    return -(jnp.exp(_d(o)) * jnp.sign(_d(o)))
+
+
+def exp_of_others(o: Operands, axis: int) -> Array:
+    """exp(d), and 0 at the label."""
+    y = jnp.expand_dims(o.labels, axis)
+    if o.logits.shape[axis] > _EXACT_FLOAT32_INTEGERS:
+        return jnp.where(class_ids(o.logits.shape, axis) == y, 0, jnp.exp(_d(o)))
+    iota = lax.broadcasted_iota(o.row_max.dtype, o.logits.shape, axis)
+    return jnp.exp(_d(o)) * jnp.minimum(jnp.abs(iota - y.astype(iota.dtype)), o.one)
+
+
+def target(o: Operands, axis: int) -> Array:
+    q = o.labels.astype(o.row_max.dtype)
+    return q if o.class_weight is None else q * along(o.class_weight, q.ndim, axis)
+
+
+def target_below_max(o: Operands, axis: int) -> Array:
+    return -(target(o, axis) * jnp.sign(_d(o)))
+
+
+def target_dot_d(o: Operands, axis: int) -> Array:
+    """0·log 0 = 0 takes a finite d; where a target does rest on a dead class, `target_on_dead` tells."""
+    return target(o, axis) * _finite_d(o)
+
+
+def target_on_dead(o: Operands, axis: int) -> Array:
+    return jnp.abs(target(o, axis)) * (o.one - live(o, axis))
+
+
+def live(o: Operands, axis: int) -> Array:
+    """1 where a logit is above −inf, else 0. Halving keeps the lowest finite number live."""
+    x = o.logits.astype(o.row_max.dtype)
+    return jnp.minimum(jnp.maximum(o.half * x, -o.highest) + o.highest, o.one)
+
+
+def live_weight(o: Operands, axis: int) -> Array:
+    return live(o, axis) if o.class_weight is None else live(o, axis) * along(o.class_weight, o.logits.ndim, axis)
+
+
+def live_weight_below_max(o: Operands, axis: int) -> Array:
+    return -(live_weight(o, axis) * jnp.sign(_d(o)))
+
+
+def live_weight_dot_d(o: Operands, axis: int) -> Array:
+    return live_weight(o, axis) * _finite_d(o)
+
+
+def _d(o: Operands) -> Array:
+    return o.logits.astype(o.row_max.dtype) - o.row_max
+
+
+def _finite_d(o: Operands) -> Array:
+    return jnp.maximum(_d(o), -o.highest)
+
+
+def class_ids(shape: tuple[int, ...], axis: int) -> Array:
+    return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def along(per_class: Array, ndim: int, axis: int) -> Array:
+    """`[V]` → `[1, …, V, …, 1]` with V at `axis`."""
+    return lax.expand_dims(per_class, [i for i in range(ndim) if i != axis])
+
+
+def entry_at(x: Array, y: Array, axis: int, cpu: bool) -> Array:
+    """X at the ids `y` (size 1 along `axis`); anything where the id is negative.
+
+    A mesh with Explicit axes refuses to gather along a split class axis, so there the entry is selected instead. The
+    barrier stops XLA:CPU from converting all of a bfloat16 `x` before the gather, instead of one number a row after it.
+    """
+    spec = jax.typeof(x).sharding.spec
+    if axis < len(spec) and spec[axis] is not None:
+        return jnp.sum(jnp.where(class_ids(x.shape, axis) == y, x, 0), axis, keepdims=True, dtype=x.dtype)
+    entry = jnp.take_along_axis(x, jnp.maximum(y, 0), axis, mode="promise_in_bounds")
+    return lax.optimization_barrier(entry) if cpu else entry

@@ -1,0 +1,269 @@
+"""Rows of logits → what a loss needs to know about each row, with a derivative rule that cancels nowhere.
+
+For one row `x` of V logits let `m = max x`, `d = x - m` and `u = Σ_c exp(d_c) - 1`, so that
+
+    log_z = m + log1p(u)            p_c = exp(d_c) / (1 + u)
+
+The whole accuracy of this library rests on `u` being *formed*, never subtracted: the peers compute `Σ exp(d)`, where a
+confident row's `1 + 4e-9` rounds to `1`, and lose the loss of exactly the rows that are learned best.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+
+from jxent._core.dtypes import compute_dtype
+from jxent._core.row_sums import (
+    RowSums,
+    along,
+    class_ids,
+    entry_at,
+    exp_below_max,
+    exp_of_others,
+    live,
+    live_weight,
+    live_weight_below_max,
+    live_weight_dot_d,
+    sign_d,
+    target,
+    target_below_max,
+    target_dot_d,
+    target_on_dead,
+)
+from jxent._core.targets import is_ids
+
+
+class TargetRows(NamedTuple):
+    """What a target `t` makes of each row. `mass` and `others` are None where the target is an id.
+
+    Attributes:
+        loss: `-Σ_c t_c log p_c`.
+        mass: `T = Σ_c t_c`.
+        others: `Σ_c t_c` over the classes below the row's maximum where that is unique, else 0. (That it is selected
+            also keeps XLA:CPU from fusing its sum with the [N, V] arrays that need it.)
+    """
+
+    loss: Array
+    mass: Array | None
+    others: Array | None
+
+
+class Rows(NamedTuple):
+    """What is known of each row. Every field has the row shape and the compute dtype, and is 0 in a masked row.
+
+    Attributes:
+        label: for the labels as the target: ids unweighted, distributions `t_c = w_c q_c`.
+        spread: for `t_c = w_c` in the live classes (those above −inf), which label smoothing mixes in; or None.
+        live_classes: how many those are, or None. A constant under differentiation.
+        row_max: `m`. A constant under differentiation: it cancels in whatever is computed from it.
+        num_maxima: how many classes attain it, or None where only ids ask. A constant under differentiation.
+        excess: `u`.
+    """
+
+    label: TargetRows
+    spread: TargetRows | None
+    live_classes: Array | None
+    row_max: Array
+    num_maxima: Array | None
+    excess: Array
+
+    @property
+    def log_z(self) -> Array:
+        return self.row_max + jnp.log1p(self.excess)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def softmax_rows(
+    logits: Array, labels: Array, class_weight: Array | None, where: Array | None, axis: int, smooth: bool
+) -> Rows:
+    """Evaluates every row of `logits` along `axis`.
+
+    Args:
+        logits: floating, `[..., V, ...]` with V at `axis`. Never copied whole to another dtype.
+        labels: int32 ids of the row shape, where a negative id is a bad one (NaN loss and gradient), or a floating
+            distribution with the shape of `logits`.
+        class_weight: `[V]` in the compute dtype, folded into distributions and into the spread. The loss of an id is
+            left unweighted, since there the weight is one number a row.
+        where: bool of the row shape; rows that are False are 0 in value and gradient whatever they hold.
+        axis: the class axis, not negative.
+        smooth: whether to fill `spread` and `live_classes`.
+    """
+    return _forward(axis, smooth, logits, labels, class_weight, where)
+
+
+# The derivative rule. With t the target and T = Σ_c t_c, differentiating T·log1p(u) − Σ t_c d_c at constant m:
+#
+#   ∂loss/∂x_c = T·p_c − t_c,   ∂loss/∂t_c = log1p(u) − d_c,   ∂u/∂x_c = exp(d_c)
+#
+# T·p − t cancels where p → 1, which is why `_label_slope` and `_target_slope` write that element differently. The rule
+# calls `softmax_rows` for its primal, so it is itself differentiable to any order, and the tangent map runs under
+# `jax.checkpoint`: reverse mode keeps its inputs and the O(N) `rows`, and remakes the [N, V] softmax on the way back.
+# All that it sums over the classes is linear in a tangent, so that its transpose is elementwise and sums nothing.
+def _softmax_rows_jvp(axis: int, smooth: bool, primals: Any, tangents: Any) -> tuple[Rows, Rows]:
+    rows = softmax_rows(*primals, axis, smooth)
+    d_logits, d_labels, d_class_weight, _ = (None if isinstance(t, SymbolicZero) else t for t in tangents)
+    tangent_map = jax.checkpoint(partial(_tangents, axis, smooth), prevent_cse=False)
+    return rows, tangent_map(rows, *primals, d_logits, d_labels, d_class_weight)
+
+
+softmax_rows.defjvp(_softmax_rows_jvp, symbolic_zeros=True)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _forward(
+    axis: int, smooth: bool, logits: Array, labels: Array, class_weight: Array | None, where: Array | None
+) -> Rows:
+    rows = lax.platform_dependent(
+        logits,
+        labels,
+        class_weight,
+        cpu=partial(_evaluate, axis, smooth, True),
+        default=partial(_evaluate, axis, smooth, False),
+    )
+    if where is None:
+        return rows
+    return jax.tree.map(lambda field: jnp.where(where, field, 0), rows)
+
+
+def _evaluate(axis: int, smooth: bool, cpu: bool, logits: Array, labels: Array, class_weight: Array | None) -> Rows:
+    dtype = compute_dtype(logits.dtype)
+    row_max = jnp.max(logits.astype(dtype), axis, keepdims=True)
+    if cpu:
+        logits, row_max = lax.optimization_barrier((logits, row_max))
+    sums = RowSums(axis, cpu, logits, row_max, labels, class_weight)
+
+    if is_ids(labels):
+        y = jnp.expand_dims(labels, axis)
+        d_label = entry_at(logits, y, axis, cpu).astype(dtype) - row_max
+        # Where the label is bad nothing is excluded, and expm1(−inf) = −1 leaves log_z right.
+        excess = sums.of(exp_of_others) + jnp.where(y < 0, -1, jnp.expm1(d_label))
+        label = TargetRows(jnp.log1p(excess) - jnp.where(y < 0, jnp.nan, d_label), None, None)
+        num_maxima = None
+    else:
+        # sign(d) is −1 but at the maxima, where it is 0: this counts them, and leaves their exp(0) = 1 out of the sum.
+        num_maxima = logits.shape[axis] + sums.of(sign_d)
+        excess = (num_maxima - 1) + sums.of(exp_below_max)
+        mass, dot_d, on_dead = sums.of(target), sums.of(target_dot_d), sums.of(target_on_dead)
+        loss = jnp.where(on_dead > 0, jnp.inf, mass * jnp.log1p(excess) - dot_d)
+        label = TargetRows(loss, mass, jnp.where(num_maxima == 1, sums.of(target_below_max), 0))
+
+    spread = live_classes = None
+    if smooth:
+        live_classes = sums.of(live)
+        mass = live_classes if class_weight is None else sums.of(live_weight)
+        loss = mass * jnp.log1p(excess) - sums.of(live_weight_dot_d)
+        if num_maxima is None:
+            num_maxima = logits.shape[axis] + sums.of(sign_d)
+        spread = TargetRows(loss, mass, jnp.where(num_maxima == 1, sums.of(live_weight_below_max), 0))
+    return _squeezed(Rows(label, spread, live_classes, row_max, num_maxima, excess), axis)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _tangents(
+    axis: int,
+    smooth: bool,
+    rows: Rows,
+    logits: Array,
+    labels: Array,
+    class_weight: Array | None,
+    where: Array | None,
+    d_logits: Array | None,
+    d_labels: Array | None,
+    d_class_weight: Array | None,
+) -> Rows:
+    """The tangents of `rows`: linear in the `d_` arguments, of which None stands for zero."""
+    rows, logits = _unshared((rows, logits))
+    rows = jax.tree.map(lambda field: jnp.expand_dims(field, axis), rows)
+    dtype, zero = rows.row_max.dtype, jnp.zeros_like(rows.row_max)
+    # A masked row is one whose classes are all dead and whose target is 0: every slope below is then exactly 0.
+    x = logits.astype(dtype)
+    if where is not None:
+        where = jnp.expand_dims(where, axis)
+        x = jnp.where(where, x, -jnp.inf)
+    d = x - rows.row_max
+    is_dead = d == -jnp.inf
+    w, d_w = (None if c is None else along(c, d.ndim, axis) for c in (class_weight, d_class_weight))
+    v = None if d_logits is None else d_logits.astype(dtype)
+
+    if is_ids(labels):
+        label = TargetRows(zero, None, None)
+        if v is not None:
+            slope = _label_slope(d, rows, jnp.expand_dims(labels, axis), axis)
+            label = label._replace(loss=jnp.sum(slope * v, axis, keepdims=True))
+    else:
+        t, d_t = _distribution(labels, w, d_labels, d_w, where, dtype)
+        label = _target_tangents(axis, d, rows, rows.label, t, is_dead & (t == 0), v, d_t)
+
+    spread = live_classes = None
+    if rows.spread is not None:
+        t = jnp.where(is_dead, 0, jnp.ones_like(d) if w is None else w)
+        d_t = None if d_w is None else jnp.where(is_dead, 0, d_w)
+        spread = _target_tangents(axis, d, rows, rows.spread, t, is_dead, v, d_t)
+        live_classes = zero
+    excess = zero if v is None else jnp.sum(jnp.exp(d) * v, axis, keepdims=True)
+    num_maxima = None if rows.num_maxima is None else zero
+    return _squeezed(Rows(label, spread, live_classes, zero, num_maxima, excess), axis)
+
+
+def _distribution(
+    labels: Array, w: Array | None, d_labels: Array | None, d_w: Array | None, where: Array | None, dtype: Any
+) -> tuple[Array, Array | None]:
+    """The target t = w·q and its tangent, both 0 in masked rows."""
+
+    def counted(values: Array) -> Array:
+        return values.astype(dtype) if where is None else jnp.where(where, values.astype(dtype), 0)
+
+    q = counted(labels)
+    parts = []
+    if d_labels is not None:
+        parts.append(counted(d_labels) if w is None else counted(d_labels) * w)
+    if d_w is not None:
+        parts.append(q * d_w)
+    return q if w is None else q * w, sum(parts[1:], parts[0]) if parts else None
+
+
+def _target_tangents(
+    axis: int, d: Array, rows: Rows, target: TargetRows, t: Array, uncounted: Array, v: Array | None, d_t: Array | None
+) -> TargetRows:
+    """Of one target: `v` is the tangent of the logits, `d_t` of `t`, and `uncounted` the classes where 0·log 0 = 0."""
+    loss = mass = others = jnp.zeros_like(rows.row_max)
+    total = partial(jnp.sum, axis=axis, keepdims=True)
+    if v is not None:
+        loss = total(_target_slope(d, rows, target, t) * v)
+    if d_t is not None:
+        surprise = jnp.where(uncounted, 0, jnp.log1p(rows.excess) - jnp.where(uncounted, 0, d))
+        loss = loss + total(surprise * d_t)
+        mass, others = total(d_t), jnp.where(rows.num_maxima == 1, -total(jnp.sign(d) * d_t), 0)
+    return TargetRows(loss, mass, others)
+
+
+def _label_slope(d: Array, rows: Rows, y: Array, axis: int) -> Array:
+    """∂loss/∂x for ids: p_c, and p_y − 1 = expm1(−loss) at the label; NaN all along the row of a bad id."""
+    scale = jnp.where(y < 0, jnp.nan, 1 / (1 + rows.excess))
+    return jnp.where(class_ids(d.shape, axis) == y, jnp.expm1(-rows.label.loss), jnp.exp(d) * scale)
+
+
+def _target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
+    """∂loss/∂x for a target: T·p_c − t_c, at a unique maximum r rewritten as Σ_{c≠r} t_c − T·(1 − p_r).
+
+    1 − p_r is (u − expm1(d_r)) / (1 + u): the last term is 0 in value, as d_r is, but not under differentiation.
+    """
+    assert target.mass is not None
+    assert target.others is not None
+    is_top = (d == 0) & (rows.num_maxima == 1)
+    complement = (rows.excess - jnp.expm1(jnp.where(is_top, d, 0))) / (1 + rows.excess)
+    p = jnp.exp(d) / (1 + rows.excess)
+    return jnp.where(is_top, target.others - target.mass * complement, target.mass * p - t)
+
+
+def _unshared(arrays: Any) -> Any:
+    """Keeps XLA:CPU from computing one [N, V] array (a conversion, a broadcast row_max) for both passes to share."""
+    return lax.platform_dependent(arrays, cpu=lax.optimization_barrier, default=lambda arrays: arrays)
+
+
+def _squeezed(rows: Rows, axis: int) -> Rows:
+    return jax.tree.map(lambda field: jnp.squeeze(field, axis), rows)

@@ -1,0 +1,267 @@
+"""Multiclass and binary losses from probabilities and log-probabilities, for models that end in them.
+
+Where logits are at hand, the losses from logits are the accurate ones: a float32 probability near 1 has lost its digits.
+"""
+
+from typing import Any
+
+from jax import Array
+
+from jxent._core import arguments
+from jxent._core.probability_rows import binary_probability_terms, probability_rows
+from jxent._core.targets import make_binary_targets, make_targets
+from jxent.reduction import reduce_rows
+
+
+def cross_entropy_from_probs(
+    probs: Any,
+    labels: Any,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    where: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: Any = 0.0,
+    axis: int = -1,
+    reduction: str = "none",
+) -> Any:
+    """Cross entropy of given class probabilities against class ids or distributions.
+
+    With V classes and `q` the target distribution of a row, each row's loss is
+
+        −Σ_c w_c · q_c · max(log p_c, −100).
+
+    Probabilities are taken as they are: never renormalised, and not checked to lie in [0, 1].
+
+    Args:
+        probs: `[..., V, ...]` with V at `axis`, any floating dtype, as a softmax gives them. It alone sets the result
+            dtype, `promote(probs.dtype, float32)`. A probability of 0 is not a class mask.
+        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `probs`.
+            Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+        class_weight: `[V]`, the weight w_c of each class. Default: 1.
+        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
+            whatever they hold. Default: all rows count.
+        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): q ← (1−ε)·q + ε/V.
+        axis: the class axis.
+        reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
+
+    Returns:
+        As `softmax_cross_entropy`: the row shape for "none", a scalar for "sum" and "mean", a `Mean` for "partial", in
+        the result dtype.
+
+    Raises:
+        TypeError: a dtype or a kind of argument does not fit.
+        ValueError: a shape or an option does not fit.
+
+    Gradients:
+        By `probs`, distributions, weights and `label_smoothing`, each in its own dtype, in both directions and any
+        order; exactly 0 in masked rows. By a probability it is −w·q / max(p, 1e-12), at most 65504 for float16: finite
+        everywhere and still pushing at p = 0, on purpose not the slope of the value below 1e-12. NaN in rows that hold
+        NaN, +inf or a negative number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> probs = jnp.array([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
+        >>> print(jxent.cross_entropy_from_probs(probs, jnp.array([1, 0])))
+        [  1.3862944 100.       ]
+
+    References:
+        `torch.nn.functional.binary_cross_entropy` (the clamp at −100 and the gradient at 1e-12);
+        `keras.losses.SparseCategoricalCrossentropy(from_logits=False)`.
+
+    See also:
+        `softmax_cross_entropy`, which is what a model that ends in a softmax should be trained with.
+    """
+    fn = "cross_entropy_from_probs"
+    probs = arguments.as_scores(fn, "probs", probs)
+    axis = arguments.as_class_axis(fn, "probs", probs, axis)
+    arguments.check_reduction(fn, reduction)
+    targets = make_targets(
+        fn,
+        "probs",
+        probs,
+        labels,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        where=where,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        axis=axis,
+    )
+    return _reduced(probs, targets, True, reduction)
+
+
+def cross_entropy_from_log_probs(
+    log_probs: Any,
+    labels: Any,
+    *,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    where: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: Any = 0.0,
+    axis: int = -1,
+    reduction: str = "none",
+) -> Any:
+    """Cross entropy of given log-probabilities against class ids or distributions: the negative log-likelihood.
+
+    With V classes and `q` the target distribution of a row, each row's loss is
+
+        −Σ_c w_c · q_c · log_probs_c,        0 · log 0 = 0.
+
+    Log-probabilities are taken as they are, never renormalised. One of −inf is a class that does not exist.
+
+    Args:
+        log_probs: `[..., V, ...]` with V at `axis`, any floating dtype, as a log-softmax gives them. It alone sets the
+            result dtype, `promote(log_probs.dtype, float32)`.
+        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of
+            `log_probs`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+        class_weight: `[V]`, the weight w_c of each class. Default: 1.
+        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
+            whatever they hold. Default: all rows count.
+        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): q ← (1−ε)·q + ε/V', with V' the
+            number of log-probabilities above −inf in the row.
+        axis: the class axis.
+        reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
+
+    Returns:
+        As `softmax_cross_entropy`: the row shape for "none", a scalar for "sum" and "mean", a `Mean` for "partial", in
+        the result dtype.
+
+    Raises:
+        TypeError: a dtype or a kind of argument does not fit.
+        ValueError: a shape or an option does not fit.
+
+    Gradients:
+        By `log_probs` (−w·q), distributions, weights and `label_smoothing`, each in its own dtype, in both directions
+        and any order; exactly 0 in masked rows. NaN in rows that hold NaN or +inf, or nothing above −inf.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import jxent
+        >>> log_probs = jax.nn.log_softmax(jnp.array([[2.0, 0.0], [0.0, 1.0]]))
+        >>> print(jxent.cross_entropy_from_log_probs(log_probs, jnp.array([0, 0]), reduction="sum"))
+        1.4401897
+
+    References:
+        `torch.nn.functional.nll_loss`.
+
+    See also:
+        `softmax_cross_entropy`, `cross_entropy_from_probs`.
+    """
+    fn = "cross_entropy_from_log_probs"
+    log_probs = arguments.as_scores(fn, "log_probs", log_probs)
+    axis = arguments.as_class_axis(fn, "log_probs", log_probs, axis)
+    arguments.check_reduction(fn, reduction)
+    targets = make_targets(
+        fn,
+        "log_probs",
+        log_probs,
+        labels,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        where=where,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        axis=axis,
+    )
+    return _reduced(log_probs, targets, False, reduction)
+
+
+def _reduced(scores: Array, targets: Any, are_probs: bool, reduction: str) -> Any:
+    rows = probability_rows(
+        scores,
+        targets.labels,
+        targets.class_weight,
+        targets.where,
+        axis=targets.axis,
+        are_probs=are_probs,
+        smooth=targets.smoothing is not None,
+    )
+    loss = targets.row_loss(rows.label_loss, rows.spread_loss, rows.live_classes)
+    return reduce_rows(loss, targets.row_weight(rows.mass), targets.sample_weight, targets.where, reduction)
+
+
+def binary_cross_entropy_from_probs(
+    probs: Any,
+    labels: Any,
+    *,
+    pos_weight: Any = None,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    where: Any = None,
+    label_smoothing: Any = 0.0,
+    reduction: str = "none",
+) -> Any:
+    """Binary cross entropy of given probabilities, every element a yes-or-no decision of its own.
+
+    With `p` a probability and `y` its label, each element's loss is
+
+        −w_k · (pos_weight · y · max(log p, −100) + (1 − y) · max(log(1 − p), −100)).
+
+    Probabilities are taken as they are, and not checked to lie in [0, 1].
+
+    Args:
+        probs: any shape, rank 0 included, any floating dtype. It alone sets the result dtype,
+            `promote(probs.dtype, float32)`.
+        labels: the shape of `probs`, never broadcast; bool, integer or floating (a probability). An integer other than
+            0 and 1 in an element that counts makes its loss and gradient NaN.
+        pos_weight: what a positive label weighs against a negative one; a scalar, or `[K]` for the columns of the last
+            axis. Default: 1.
+        class_weight: `[K]`, the weight w_k of each column of the last axis. It is not [w_neg, w_pos]: that is
+            `pos_weight`. Default: 1.
+        sample_weight: the weight of each element; the shape of `probs`, or its rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Elements that are False are exactly 0 in value and in every gradient,
+            whatever they hold. Default: all count.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): y ← (1−ε)·y + ε/2.
+        reduction: "none" for a loss per element, "sum", "mean" or "partial", as in `sigmoid_binary_cross_entropy`.
+
+    Returns:
+        As `sigmoid_binary_cross_entropy`: the shape of `probs` for "none", a scalar for "sum" and "mean", a `Mean` for
+        "partial", in the result dtype.
+
+    Raises:
+        TypeError: a dtype or a kind of argument does not fit.
+        ValueError: a shape or an option does not fit.
+
+    Gradients:
+        By `probs`, floating labels and every weight and hyper-parameter, each in its own dtype, in both directions and
+        any order; exactly 0 at masked elements. The slopes of log p and log(1 − p) are 1/max(p, 1e-12) and
+        −1/max(1 − p, 1e-12), at most 65504 for float16: finite everywhere and still pushing at p = 0 and p = 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> print(jxent.binary_cross_entropy_from_probs(jnp.array([0.9, 0.0]), jnp.array([True, True])))
+        [  0.10536055 100.        ]
+
+    References:
+        `torch.nn.functional.binary_cross_entropy` (whose mean divides by the number of elements instead).
+
+    See also:
+        `sigmoid_binary_cross_entropy`, which is what a model that ends in a sigmoid should be trained with.
+    """
+    fn = "binary_cross_entropy_from_probs"
+    probs = arguments.as_scores(fn, "probs", probs)
+    arguments.check_reduction(fn, reduction)
+
+    targets = make_binary_targets(
+        fn,
+        "probs",
+        probs,
+        labels,
+        pos_weight=pos_weight,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        where=where,
+        label_smoothing=label_smoothing,
+    )
+    loss = binary_probability_terms(probs, targets.labels, targets.pos_weight, targets.smoothing, targets.where)
+
+    loss = loss if targets.class_weight is None else targets.class_weight * loss
+    return reduce_rows(loss, targets.class_weight, targets.sample_weight, targets.where, reduction)

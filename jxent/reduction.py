@@ -1,0 +1,183 @@
+"""How rows become a result: the four reductions, the pair that adds up across microbatches and devices, and a mean."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jxent._core import arguments
+from jxent._core.dtypes import compute_dtype
+
+
+class Mean(NamedTuple):
+    """A weighted mean before its division: `total / weight`.
+
+    Means of unequal parts do not average to the mean of the whole; these pairs do. Differentiate `total`, add `total`,
+    `weight` and the gradients over microbatches, devices and hosts, and divide once.
+
+    It is a pytree of two arrays of equal shape and dtype. `+` adds two of them field by field, and accepts the 0 that
+    `sum` starts from.
+
+    Attributes:
+        total: the weighted sum, a floating scalar (or a batch of them under `vmap`).
+        weight: the sum of the weights, the same shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), jnp.array([0, 1, 0])
+        >>> parts = [
+        ...     jxent.softmax_cross_entropy(logits[i:j], labels[i:j], reduction="partial") for i, j in ((0, 1), (1, 3))
+        ... ]
+        >>> print(f"{sum(parts).value():.4f}")
+        0.3778
+        >>> print(f"{jxent.softmax_cross_entropy(logits, labels, reduction='mean'):.4f}")
+        0.3778
+
+    See also:
+        `weighted_mean`, and `reduction="partial"` of every loss.
+    """
+
+    total: Array
+    weight: Array
+
+    def __add__(self, other: Any) -> "Mean":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Adds field by field.
+
+        Args:
+            other: a `Mean`, or the number 0.
+
+        Raises:
+            TypeError: `other` is neither.
+        """
+        if isinstance(other, Mean):
+            return Mean(self.total + other.total, self.weight + other.weight)
+        if isinstance(other, int | float) and other == 0:
+            return self
+        return NotImplemented
+
+    __radd__ = __add__
+
+    def value(self, empty: Any = 0.0) -> Array:
+        """The quotient `total / weight`.
+
+        Args:
+            empty: the value where the weight is exactly 0; a scalar.
+
+        Returns:
+            An array of the fields' shape and dtype.
+
+        Gradients:
+            In both directions and any order, by `total` and `weight`; 0 where the weight is exactly 0.
+        """
+        return _quotient(jnp.asarray(self.total), jnp.asarray(self.weight), empty)
+
+    def psum(self, axis_name: Any) -> "Mean":
+        """Adds both fields over a mapped axis, as `jax.lax.psum` does.
+
+        Args:
+            axis_name: the name, or a tuple of names, of axes of a `shard_map`, `vmap` or `pmap` around the call.
+
+        Returns:
+            The `Mean` of the whole axis, equal on all of its devices.
+        """
+        return Mean(lax.psum(self.total, axis_name), lax.psum(self.weight, axis_name))
+
+
+def weighted_mean(
+    values: Any,
+    *,
+    where: Any = None,
+    sample_weight: Any = None,
+    axis: int | tuple[int, ...] | None = None,
+    empty: Any = 0.0,
+) -> Array:
+    """The mean of the values that count, by their weights: for per-row losses and metrics.
+
+    `Σ m·s·v / Σ m·s`, with m from `where` and s from `sample_weight`.
+
+    Args:
+        values: `[...]`, floating, integer or bool. The result has dtype `promote(values, float32)` (float32 for
+            integers and bools).
+        where: bool, the shape of `values` or its rank with axes of size 1. Values that are False count for nothing,
+            whatever they hold. Default: all count.
+        sample_weight: floating or integer, shaped like `where`. Default: 1.
+        axis: the axis, or the axes, to reduce. Default: all.
+        empty: the result where the weights sum to exactly 0; a scalar.
+
+    Returns:
+        `values` without the reduced axes.
+
+    Raises:
+        TypeError: `where` is not bool, `sample_weight` or `values` are not numbers, or `axis` is not static integers.
+        ValueError: a shape does not fit, or `axis` is out of range or repeated.
+
+    Gradients:
+        By `values` and `sample_weight`, in both directions and any order. Exactly 0 at masked values, and everywhere
+        where the weights sum to exactly 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> hits = jnp.array([1.0, 0.0, jnp.nan])
+        >>> print(jxent.weighted_mean(hits, where=jnp.array([True, True, False])))
+        0.5
+
+    References:
+        `numpy.average`, with a mask and a defined result for an empty one.
+
+    See also:
+        `Mean`.
+    """
+    fn = "weighted_mean"
+    values = arguments.as_array(fn, "values", values)
+    if jnp.issubdtype(values.dtype, jnp.integer) or values.dtype == jnp.bool_:
+        values = values.astype(jnp.float32)
+    values = arguments.as_scores(fn, "values", values)
+    values = values.astype(compute_dtype(values.dtype))
+    where = arguments.as_row_mask(fn, where, values.shape)
+    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, values.shape, values.dtype)
+    axes = arguments.as_axes(fn, "values", values, axis)
+    return _quotient(*_totals(values, None, sample_weight, where, axes), empty)
+
+
+def reduce_rows(
+    loss: Array, row_weight: Array | None, sample_weight: Array | None, where: Array | None, reduction: str
+) -> Array | Mean:
+    """Rows → the result that `reduction` names. A None stands for ones."""
+    if reduction == "none":
+        return _weighted(loss, sample_weight, where)
+    if reduction == "sum":
+        return jnp.sum(_weighted(loss, sample_weight, where))
+    mean = Mean(*_totals(loss, row_weight, sample_weight, where, tuple(range(loss.ndim))))
+    return mean if reduction == "partial" else mean.value()
+
+
+def _totals(
+    values: Array, row_weight: Array | None, sample_weight: Array | None, where: Array | None, axes: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Σ m·s·v and Σ m·s·w over the axes."""
+    total = jnp.sum(_weighted(values, sample_weight, where), axes)
+    if row_weight is None and sample_weight is None:
+        # Counted in integers: a float32 sum of ones can stick at 2²⁴.
+        counted = jnp.ones(values.shape, jnp.bool_) if where is None else where
+        return total, jnp.sum(counted, axes, dtype=jnp.int32).astype(values.dtype)
+    weight = jnp.ones_like(values) if row_weight is None else row_weight
+    return total, jnp.sum(_weighted(weight, sample_weight, where), axes)
+
+
+def _weighted(values: Array, sample_weight: Array | None, where: Array | None) -> Array:
+    """m·s·v. Masked entries are selected away before they meet a product and after."""
+    if where is not None:
+        values = jnp.where(where, values, 0)
+    if sample_weight is None:
+        return values
+    if where is not None:
+        sample_weight = jnp.where(where, sample_weight, 0)
+    return sample_weight * values
+
+
+def _quotient(total: Array, weight: Array, empty: Any) -> Array:
+    is_empty = weight == 0
+    quotient = jnp.where(is_empty, 0, total) / jnp.where(is_empty, 1, weight)
+    return jnp.where(is_empty, jnp.asarray(empty, quotient.dtype), quotient)

@@ -1,0 +1,91 @@
+"""Binary and multi-label losses from logits."""
+
+from typing import Any
+
+from jxent._core import arguments
+from jxent._core.sigmoid_terms import sigmoid_terms
+from jxent._core.targets import make_binary_targets
+from jxent.reduction import reduce_rows
+
+
+def sigmoid_binary_cross_entropy(
+    logits: Any,
+    labels: Any,
+    *,
+    pos_weight: Any = None,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    where: Any = None,
+    label_smoothing: Any = 0.0,
+    reduction: str = "none",
+) -> Any:
+    """Binary cross entropy of a sigmoid over logits, every element a yes-or-no decision of its own.
+
+    With `x` a logit and `y` its label, each element's loss is
+
+        w_k · (pos_weight · y · softplus(−x) + (1 − y) · softplus(x)),        softplus(x) = log(1 + exp(x)),
+
+    each term 0 where its coefficient is, so that a logit of ±inf on the right side costs 0.
+
+    Args:
+        logits: any shape, rank 0 included, any floating dtype: one decision per example `[N]`, multi-label `[N, K]`,
+            per pixel `[B, H, W]`. It alone sets the result dtype, `promote(logits.dtype, float32)`.
+        labels: the shape of `logits`, never broadcast; bool, integer or floating (a probability). An integer other
+            than 0 and 1 in an element that counts makes its loss and gradient NaN.
+        pos_weight: what a positive label weighs against a negative one; a scalar, or `[K]` for the columns of the last
+            axis. Default: 1.
+        class_weight: `[K]`, the weight w_k of each column of the last axis. It is not [w_neg, w_pos]: that is
+            `pos_weight`. Default: 1.
+        sample_weight: the weight of each element; the shape of `logits`, or its rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Elements that are False (missing labels) are exactly 0 in value and in
+            every gradient, whatever they hold. Default: all count.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): y ← (1−ε)·y + ε/2.
+        reduction: "none" for a loss per element, "sum", "mean" or "partial" (see Returns).
+
+    Returns:
+        By `reduction`, with m, s, the mask and the sample weight of an element: "none" the shape of `logits`, m·s·loss;
+        "sum" their sum; "mean" that divided by Σ m·s·w_k (0 where this is exactly 0); "partial" the undivided pair, a
+        `Mean`. All in the result dtype.
+
+    Raises:
+        TypeError: a dtype or a kind of argument does not fit (integer logits, a float mask).
+        ValueError: a shape or an option does not fit (labels (N,) with logits (N, 1), an unknown `reduction`).
+
+    Gradients:
+        By `logits`, floating labels and every weight and hyper-parameter, each in its own dtype, in both directions and
+        any order. Exactly 0 at masked elements; finite at logits of ±inf; NaN where the logit is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> logits = jnp.array([[30.0, -1.0], [0.0, 2.0]])
+        >>> loss = jxent.sigmoid_binary_cross_entropy(logits, jnp.array([[1, 0], [1, 1]]))
+        >>> print([f"{element:.3e}" for element in loss.ravel()])
+        ['9.358e-14', '3.133e-01', '6.931e-01', '1.269e-01']
+
+    References:
+        `torch.nn.functional.binary_cross_entropy_with_logits` (whose mean divides by the number of elements instead);
+        `optax.sigmoid_binary_cross_entropy`.
+
+    See also:
+        `binary_cross_entropy_from_probs`, `softmax_cross_entropy`.
+    """
+    fn = "sigmoid_binary_cross_entropy"
+    logits = arguments.as_scores(fn, "logits", logits)
+    arguments.check_reduction(fn, reduction)
+
+    targets = make_binary_targets(
+        fn,
+        "logits",
+        logits,
+        labels,
+        pos_weight=pos_weight,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        where=where,
+        label_smoothing=label_smoothing,
+    )
+    loss = sigmoid_terms(logits, targets.labels, targets.pos_weight, targets.smoothing, targets.where)
+
+    loss = loss if targets.class_weight is None else targets.class_weight * loss
+    return reduce_rows(loss, targets.class_weight, targets.sample_weight, targets.where, reduction)
