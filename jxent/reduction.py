@@ -54,7 +54,8 @@ class Mean(NamedTuple):
             return Mean(self.total + other.total, self.weight + other.weight)
         if isinstance(other, int | float) and other == 0:
             return self
-        return NotImplemented
+        # Not NotImplemented: tuples would be concatenated then.
+        raise TypeError(f"Mean: can add another Mean or 0; got {type(other).__name__}; a Mean of one batch is .value()")
 
     __radd__ = __add__
 

@@ -148,7 +148,8 @@ def _evaluate(axis: int, smooth: bool, cpu: bool, logits: Array, labels: Array, 
         num_maxima = logits.shape[axis] + sums.of(sign_d)
         excess = (num_maxima - 1) + sums.of(exp_below_max)
         mass, dot_d, on_dead = sums.of(target), sums.of(target_dot_d), sums.of(target_on_dead)
-        loss = jnp.where(on_dead > 0, jnp.inf, mass * jnp.log1p(excess) - dot_d)
+        loss = mass * jnp.log1p(excess) - dot_d
+        loss = jnp.where((on_dead > 0) & (excess >= 0), jnp.inf, loss)
         label = TargetRows(loss, mass, jnp.where(num_maxima == 1, sums.of(target_below_max), 0))
 
     spread = live_classes = None

@@ -1,0 +1,181 @@
+"""The error table: every bad argument, the error it raises at trace time, and the words that tell how to mend the call."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+
+softmax = jxent.softmax_cross_entropy
+from_probs = jxent.cross_entropy_from_probs
+from_log_probs = jxent.cross_entropy_from_log_probs
+sigmoid = jxent.sigmoid_binary_cross_entropy
+binary_probs = jxent.binary_cross_entropy_from_probs
+MULTICLASS = {
+    "softmax_cross_entropy: logits": softmax,
+    "cross_entropy_from_probs: probs": from_probs,
+    "cross_entropy_from_log_probs: log_probs": from_log_probs,
+}
+BINARY = {"sigmoid_binary_cross_entropy: logits": sigmoid, "binary_cross_entropy_from_probs: probs": binary_probs}
+
+x = np.full((4, 10), 0.5, np.float32)
+ids = np.zeros(4, np.int32)
+soft = np.full((4, 10), 0.1, np.float32)
+
+# scores, labels, options, error, words of its message
+MULTICLASS_TABLE = {
+    "integer scores": (x.astype(np.int32), ids, {}, TypeError, "floating dtype; got int32; did you mean {}.astype"),
+    "bool scores": (x > 0, ids, {}, TypeError, "floating dtype; got bool"),
+    "complex scores": (x.astype(np.complex64), ids, {}, TypeError, "floating dtype; got complex64"),
+    "text scores": ("logits", ids, {}, TypeError, "must be an array of numbers; got str"),
+    "no scores": (None, ids, {}, TypeError, "must be an array of numbers; got NoneType"),
+    "scalar scores": (np.float32(1), np.int32(0), {}, ValueError, "axis=-1 is out of range for {} with shape ()"),
+    "axis too high": (x, ids, {"axis": 2}, ValueError, "axis=2 is out of range for {} with shape (4, 10)"),
+    "axis too low": (x, ids, {"axis": -3}, ValueError, "axis=-3 is out of range"),
+    "axis not an integer": (x, ids, {"axis": 1.0}, TypeError, "axis must be a static integer; got 1.0 (float)"),
+    "axis a bool": (x, ids, {"axis": True}, TypeError, "axis must be a static integer; got True (bool)"),
+    "zero classes": (x[:, :0], ids, {}, ValueError, "shape (4, 0), which holds zero classes at axis=1"),
+    "bool labels": (x, ids > 0, {}, TypeError, "labels has dtype bool; expected an integer dtype"),
+    "bool labels of full shape": (x, x > 0, {}, TypeError, "labels has dtype bool"),
+    "complex labels": (x, ids.astype(np.complex64), {}, TypeError, "labels has dtype complex64"),
+    "no labels": (x, None, {}, TypeError, "labels must be an array of numbers; got NoneType"),
+    "column of ids": (x, ids[:, None], {}, ValueError, "labels has shape (4, 1)|expected (4,)|labels.squeeze(-1)?"),
+    "one-hot integers": (x, soft.astype(np.int32), {}, ValueError, "(4, 10)|did you mean labels.astype(jnp.float32)?"),
+    "float ids": (x, ids.astype(np.float32), {}, ValueError, "(4,)|did you mean labels.astype(jnp.int32)?"),
+    "too few labels": (x, ids[:3], {}, ValueError, "labels has shape (3,)|expected (4,)"),
+    "a scalar label": (x, np.int32(0), {}, ValueError, "labels has shape ()|expected (4,)"),
+    "soft labels that would broadcast": (x, soft[:1], {}, ValueError, "labels has shape (1, 10)|(4, 10)"),
+    "ids on the wrong axis": (x, np.zeros(10, np.int32), {}, ValueError, "labels has shape (10,)|expected (4,)"),
+    "class_weight of the wrong length": (x, ids, {"class_weight": np.ones(9)}, ValueError, "(9,); expected (10,)"),
+    "class_weight of a wrong rank": (x, ids, {"class_weight": np.ones((4, 10))}, ValueError, "expected (10,)"),
+    "class_weight a scalar": (x, ids, {"class_weight": 2.0}, ValueError, "class_weight has shape ()"),
+    "class_weight bool": (x, ids, {"class_weight": np.ones(10, bool)}, TypeError, "class_weight must have|got bool"),
+    "class_weight text": (x, ids, {"class_weight": "balanced"}, TypeError, "class_weight must be an array"),
+    "sample_weight of the wrong length": (x, ids, {"sample_weight": np.ones(3)}, ValueError, "row shape (4,)"),
+    "sample_weight of a wrong rank": (x, ids, {"sample_weight": np.ones((4, 1))}, ValueError, "(4, 1)|row shape (4,)"),
+    "sample_weight a scalar": (x, ids, {"sample_weight": 2.0}, ValueError, "sample_weight has shape ()"),
+    "sample_weight bool": (x, ids, {"sample_weight": ids == 0}, TypeError, "sample_weight must have|got bool"),
+    "float mask": (x, ids, {"where": np.ones(4, np.float32)}, TypeError, "where must have dtype bool; got float32"),
+    "integer mask": (x, ids, {"where": np.ones(4, np.int32)}, TypeError, "where must have dtype bool; got int32"),
+    "mask of the full shape": (x, ids, {"where": x > 0}, ValueError, "where has shape (4, 10); expected the row shape"),
+    "mask of the wrong length": (x, ids, {"where": np.ones(3, bool)}, ValueError, "row shape (4,)"),
+    "ignore_index a float": (x, ids, {"ignore_index": -100.0}, TypeError, "ignore_index must be a static integer"),
+    "ignore_index a bool": (x, ids, {"ignore_index": False}, TypeError, "ignore_index must be a static integer"),
+    "ignore_index text": (x, ids, {"ignore_index": "-100"}, TypeError, "ignore_index must be a static integer"),
+    "ignore_index with soft labels": (x, soft, {"ignore_index": 0}, ValueError, "mask rows with where instead"),
+    "smoothing above 1": (x, ids, {"label_smoothing": 1.1}, ValueError, "label_smoothing must be in [0, 1]; got 1.1"),
+    "smoothing below 0": (x, ids, {"label_smoothing": -0.1}, ValueError, "label_smoothing must be in [0, 1]"),
+    "smoothing NaN": (x, ids, {"label_smoothing": np.nan}, ValueError, "label_smoothing must be in [0, 1]; got nan"),
+    "smoothing of NumPy": (x, ids, {"label_smoothing": np.float32(2)}, ValueError, "label_smoothing must be in [0, 1]"),
+    "smoothing a bool": (x, ids, {"label_smoothing": True}, TypeError, "label_smoothing must have a floating"),
+    "smoothing an array": (x, ids, {"label_smoothing": np.ones(4)}, ValueError, "must be a scalar|jax.vmap"),
+    "smoothing text": (x, ids, {"label_smoothing": "0.1"}, TypeError, "label_smoothing must be an array"),
+    "unknown reduction": (x, ids, {"reduction": "avg"}, ValueError, "'none', 'sum', 'mean', 'partial'; got 'avg'"),
+    "reduction None": (x, ids, {"reduction": None}, ValueError, "'none', 'sum', 'mean', 'partial'; got None"),
+}
+SOFTMAX_TABLE = {
+    "z_loss an array": (x, ids, {"z_loss": np.ones(4)}, ValueError, "z_loss must be a scalar; got shape (4,)"),
+    "z_loss NaN": (x, ids, {"z_loss": np.nan}, ValueError, "z_loss must be a number; got nan"),
+    "z_loss a bool": (x, ids, {"z_loss": True}, TypeError, "z_loss must have a floating or integer dtype; got bool"),
+    "return_aux not a bool": (x, ids, {"return_aux": 1}, TypeError, "return_aux must be True or False; got 1 (int)"),
+}
+BINARY_TABLE = {
+    "integer scores": (x.astype(np.int32), x, {}, TypeError, "floating dtype; got int32; did you mean {}.astype"),
+    "labels one axis short": (x[:, :1], x[:, 0], {}, ValueError, "(4,)|(4, 1)|did you mean labels[..., None]?"),
+    "labels one axis long": (x[:, 0], x[:, :1], {}, ValueError, "(4, 1)|(4,)|did you mean labels.squeeze(-1)?"),
+    "labels that would broadcast": (x, x[:1], {}, ValueError, "labels has shape (1, 10); expected (4, 10)"),
+    "complex labels": (x, x.astype(np.complex64), {}, TypeError, "bool, integer or floating dtype; got complex64"),
+    "no labels": (x, None, {}, TypeError, "labels must be an array of numbers"),
+    "class_weight of two classes": (
+        x,
+        x,
+        {"class_weight": [0.3, 0.7]},
+        ValueError,
+        "(2,)|not [w_neg, w_pos]|pos_weight",
+    ),
+    "class_weight a scalar": (x, x, {"class_weight": 2.0}, ValueError, "class_weight has shape ()|(10,)"),
+    "class_weight without columns": (x[0, 0], x[0, 0], {"class_weight": 2.0}, ValueError, "no columns to weigh"),
+    "class_weight bool": (x, x, {"class_weight": np.ones(10, bool)}, TypeError, "class_weight must have|got bool"),
+    "pos_weight of the wrong length": (x, x, {"pos_weight": np.ones(4)}, ValueError, "(4,); expected (10,)|or ()"),
+    "pos_weight text": (x, x, {"pos_weight": "3"}, TypeError, "pos_weight must be an array of numbers"),
+    "sample_weight a row": (x, x, {"sample_weight": np.ones(4)}, ValueError, "sample_weight has shape (4,)|(4, 10)"),
+    "float mask": (x, x, {"where": x}, TypeError, "where must have dtype bool; got float32"),
+    "mask a row": (x, x, {"where": ids == 0}, ValueError, "where has shape (4,); expected the row shape (4, 10)"),
+    "smoothing above 1": (x, x, {"label_smoothing": 2}, ValueError, "label_smoothing must be in [0, 1]; got 2"),
+    "unknown reduction": (x, x, {"reduction": "batch"}, ValueError, "'none', 'sum', 'mean', 'partial'; got 'batch'"),
+}
+MEAN_TABLE = {
+    "values text": ("v", {}, TypeError, "weighted_mean: values must be an array of numbers"),
+    "values complex": (x.astype(np.complex64), {}, TypeError, "weighted_mean: values must have a floating dtype"),
+    "float mask": (x, {"where": x}, TypeError, "weighted_mean: where must have dtype bool"),
+    "mask of a wrong shape": (x, {"where": ids == 0}, ValueError, "weighted_mean: where has shape (4,)"),
+    "weights of a wrong shape": (x, {"sample_weight": np.ones(10)}, ValueError, "sample_weight has shape (10,)"),
+    "axis out of range": (x, {"axis": 2}, ValueError, "weighted_mean: axis=2 is out of range for values"),
+    "axis twice": (x, {"axis": (0, -2)}, ValueError, "axis=(0, -2) names an axis of values twice"),
+    "axis a float": (x, {"axis": 0.0}, TypeError, "weighted_mean: axis must be a static integer"),
+}
+
+
+def table(functions, rows):
+    return [
+        pytest.param(fn, prefix, *row, id=f"{fn.__name__}-{name}")
+        for prefix, fn in functions.items()
+        for name, row in rows.items()
+    ]
+
+
+CASES = table(MULTICLASS, MULTICLASS_TABLE) + table(BINARY, BINARY_TABLE)
+CASES += table(dict([next(iter(MULTICLASS.items()))]), SOFTMAX_TABLE)
+
+
+@pytest.mark.parametrize(("fn", "prefix", "scores", "labels", "options", "error", "words"), CASES)
+def test_bad_argument_is_named(fn, prefix, scores, labels, options, error, words):
+    name, scores_name = prefix.split(": ")
+    with pytest.raises(error) as raised:
+        fn(scores, labels, **options)
+    message = str(raised.value)
+    assert message.startswith(f"{name}: ")
+    for word in words.format(scores_name).split("|"):
+        assert word in message, message
+
+
+@pytest.mark.parametrize(("values", "options", "error", "words"), MEAN_TABLE.values(), ids=MEAN_TABLE)
+def test_weighted_mean_bad_argument_is_named(values, options, error, words):
+    with pytest.raises(error, match=re.escape(words)):
+        jxent.weighted_mean(values, **options)
+
+
+def test_ignore_index_tracer_is_named():
+    with pytest.raises(TypeError, match=r"ignore_index must be a static integer; got a traced value \(int32\[\]\)"):
+        jax.jit(lambda i: softmax(x, ids, ignore_index=i))(3)
+
+
+def test_errors_come_at_trace_time():
+    with pytest.raises(ValueError, match="labels has shape"):
+        jax.eval_shape(softmax, jnp.zeros((4, 10)), jnp.zeros((4, 1), jnp.int32))
+
+
+@pytest.mark.parametrize("other", [1, 2.0, (1.0, 2.0), [1.0], jnp.zeros(2), None], ids=str)
+def test_mean_adds_means_only(other):
+    mean = softmax(x, ids, reduction="partial")
+    with pytest.raises(TypeError, match="Mean: can add another Mean or 0"):
+        mean + other
+
+
+def test_mean_is_not_concatenated():
+    mean = softmax(x, ids, reduction="partial")
+    with pytest.raises(TypeError, match="Mean: can add another Mean or 0; got tuple"):
+        (1.0, 2.0) + mean  # noqa: RUF005
+
+
+@pytest.mark.parametrize("fn", MULTICLASS.values())
+def test_lists_are_accepted(fn):
+    scores, labels = [[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], [0, 2]
+    options = {"class_weight": [1, 2, 3], "sample_weight": [1.0, 2.0], "where": [True, True]}
+    arrays = {name: np.asarray(value) for name, value in options.items()}
+    expected = fn(np.asarray(scores, np.float32), np.asarray(labels, np.int64), **arrays)
+    np.testing.assert_array_equal(fn(scores, labels, **options), expected)
+    assert expected.dtype == jnp.float32

@@ -1,0 +1,127 @@
+"""Mean, weighted_mean, and that parts add up to the whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from jxent.reduction import Mean
+from tests.losses import assert_close
+
+
+def test_mean_is_a_pytree_of_two_arrays():
+    mean = jxent.softmax_cross_entropy(np.zeros((3, 4), np.float32), [0, 1, 2], reduction="partial")
+    assert isinstance(mean, Mean)
+    leaves, structure = jax.tree.flatten(mean)
+    assert_close(leaves, [3 * np.log(4), 3])
+    assert isinstance(jax.tree.unflatten(structure, leaves), Mean)
+    doubled = jax.tree.map(lambda field: 2 * field, mean)
+    assert_close(doubled.value(), np.log(4))
+
+
+def test_mean_adds_field_by_field_and_from_zero():
+    means = [Mean(jnp.float32(i), jnp.float32(2 * i)) for i in (1, 2, 3)]
+    assert_close(jnp.stack(sum(means)), [6, 12])
+    assert_close(jnp.stack(0 + means[0] + 0), [1, 2])
+    assert isinstance(sum(means), Mean)
+
+
+def test_mean_value_of_nothing():
+    mean = Mean(jnp.float32(0), jnp.float32(0))
+    assert mean.value() == 0
+    assert np.isnan(mean.value(empty=jnp.nan))
+    total, weight = jax.grad(lambda m: m.value())(mean)
+    assert (total, weight) == (0, 0)
+
+
+def test_mean_value_gradient():
+    mean = Mean(jnp.float32(6), jnp.float32(4))
+    assert_close(jnp.stack(jax.grad(lambda m: m.value())(mean)), [1 / 4, -6 / 16])
+    batch = jax.vmap(lambda m: m.value())(Mean(jnp.array([1.0, 0.0]), jnp.array([2.0, 0.0])))
+    assert_close(batch, [0.5, 0])
+
+
+def test_mean_psum_over_a_mapped_axis():
+    parts = Mean(jnp.array([1.0, 2.0]), jnp.array([1.0, 3.0]))
+    whole = jax.vmap(lambda m: m.psum("batch"), axis_name="batch")(parts)
+    assert_close(jnp.stack(whole), [[3, 3], [4, 4]])
+
+
+def test_mean_of_chunks_is_the_mean_of_the_whole_and_the_mean_of_means_is_not(rng):
+    logits, labels = rng.normal(size=(12, 5)).astype(np.float32), rng.integers(5, size=12)
+    labels[:4] = -100
+    weight = rng.uniform(0.1, 3, 5).astype(np.float32)
+
+    def loss(x, y, reduction):
+        return jxent.softmax_cross_entropy(x, y, class_weight=weight, ignore_index=-100, reduction=reduction)
+
+    whole = loss(logits, labels, "mean")
+    chunks = [(slice(0, 5)), slice(5, 6), slice(6, 12)]
+    parts = [loss(logits[c], labels[c], "partial") for c in chunks]
+    assert_close(sum(parts).value(), whole)
+    assert abs(np.mean([part.value() for part in parts]) - whole) > 0.01
+
+    d_parts = [jax.grad(lambda x, c=c: loss(x, labels[c], "partial").total)(logits[c]) for c in chunks]
+    d_whole = jax.grad(lambda x: loss(x, labels, "mean"))(logits)
+    assert_close(np.concatenate(d_parts) / sum(parts).weight, d_whole)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 2), (2, 1, 0), ()])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_weighted_mean_is_numpy_average(axis, masked, weighted, rng):
+    values = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    where = rng.uniform(size=values.shape) < 0.7 if masked else None
+    weight = rng.uniform(0.5, 2, values.shape) if weighted else None
+    m = np.ones(values.shape) if where is None else where
+    s = m if weight is None else m * weight
+    axes = None if axis is None else axis
+    want = (s * values).sum(axes) / np.where(s.sum(axes) == 0, 1, s.sum(axes))
+    assert_close(jxent.weighted_mean(values, where=where, sample_weight=weight, axis=axis), want)
+
+
+def test_weighted_mean_of_masked_nan_is_clean():
+    values, weight = np.array([1.0, np.nan, 3.0], np.float32), np.array([1.0, np.nan, 3.0], np.float32)
+    where = np.array([True, False, True])
+    value, grads = jax.value_and_grad(lambda v, s: jxent.weighted_mean(v, where=where, sample_weight=s), (0, 1))(
+        values, weight
+    )
+    assert_close(value, 2.5)
+    assert_close(grads[0], [0.25, 0, 0.75])
+    assert_close(grads[1], [(1 - 2.5) / 4, 0, (3 - 2.5) / 4])
+
+
+def test_weighted_mean_of_nothing():
+    values = np.ones((2, 2), np.float32)
+    where = np.array([[True, True], [False, False]])
+    assert_close(jxent.weighted_mean(values, where=where, axis=1), [1, 0])
+    assert_close(jxent.weighted_mean(values, where=where, axis=1, empty=-3.0), [1, -3])
+    gradient = jax.grad(lambda v: jxent.weighted_mean(v, where=where, axis=1).sum())(values)
+    assert_close(gradient, [[0.5, 0.5], [0, 0]])
+
+
+@pytest.mark.parametrize("values", [[True, False, True, True], [1, 0, 1, 1]])
+def test_weighted_mean_of_hits_is_float32(values):
+    mean = jxent.weighted_mean(values)
+    assert mean == 0.75
+    assert mean.dtype == jnp.float32
+    assert not mean.weak_type
+
+
+def test_weighted_mean_counts_beyond_what_narrow_floats_can():
+    count = 70_000
+    for dtype in (jnp.bfloat16, jnp.float16):
+        values = jnp.ones(count, dtype)
+        mean = jxent.weighted_mean(values, where=np.arange(count) < 65_521)
+        assert (mean, mean.dtype) == (1, jnp.float32)
+
+
+def test_partial_counts_exactly_beyond_float32_ones():
+    """A float32 sum of ones, one at a time, sticks at 2²⁴."""
+    count = 2**24 + 4096
+    mean = jax.eval_shape(lambda x: jxent.sigmoid_binary_cross_entropy(x, x, reduction="partial"), jnp.zeros(8))
+    assert mean.weight.shape == ()
+    where = jnp.ones(count, bool)
+    result = jxent.sigmoid_binary_cross_entropy(jnp.zeros(count), where, where=where, reduction="partial")
+    assert result.weight == count
