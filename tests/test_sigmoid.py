@@ -49,9 +49,11 @@ def test_infinite_logits_are_right_in_every_direction():
         np.testing.assert_array_equal(tangent, [0, 0, 1, -1])
 
 
-def test_second_derivative_of_a_confident_logit():
+@pytest.mark.parametrize("label", [0.0, 1.0])
+@pytest.mark.parametrize("logit", [20.0, -20.0])
+def test_second_derivative_of_a_confident_logit(logit, label):
     """σ·(1 − σ) with 1 − σ computed by subtraction is 0 here."""
-    second = jax.grad(jax.grad(lambda x: jxent.sigmoid_binary_cross_entropy(x, 1.0)))(np.float32(20))
+    second = jax.grad(jax.grad(lambda x: jxent.sigmoid_binary_cross_entropy(x, label)))(np.float32(logit))
     np.testing.assert_allclose(second, np.exp(-20.0) / (1 + np.exp(-20.0)) ** 2, rtol=1e-6)
 
 

@@ -137,6 +137,9 @@ def test_ids_of_any_dtype_are_checked_in_their_own(dtype, rng):
     labels = np.array([0, 7, highest], dtype)
     rows, _ = oracle.softmax_rows(logits, labels)
     assert_close(jxent.softmax_cross_entropy(logits, labels), rows)
+    gradient = jax.grad(lambda x: jxent.softmax_cross_entropy(x, labels, reduction="sum"))(logits)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    assert_close(gradient, p - oracle.distributions(labels, 300))
     if np.iinfo(dtype).max > 300:
         labels[1] = np.iinfo(dtype).max
         assert_close(jxent.softmax_cross_entropy(logits, labels), np.where(np.arange(3) == 1, np.nan, rows))

@@ -50,30 +50,36 @@ def _probability_rows(
     smooth: bool,
 ) -> ProbabilityRows:
     dtype = compute_dtype(scores.dtype)
-    slope_limit = float(jnp.finfo(scores.dtype).max)
-    log_p = scores.astype(dtype)
-    row_where = where if where is None else jnp.expand_dims(where, axis)
-    if row_where is not None:
-        log_p = jnp.where(row_where, log_p, 1)
-    if are_probs:
-        log_p = clamped_log(log_p, slope_limit)
-    row_max = jnp.max(jax.lax.stop_gradient(log_p), axis, keepdims=True)
-    # A row with NaN, +inf or no live class is NaN, and so is its gradient.
-    sign = jnp.where(jnp.isfinite(row_max), -1.0, jnp.nan).astype(dtype)
-    live = log_p > -jnp.inf
+    log = partial(clamped_log, slope_limit=float(jnp.finfo(scores.dtype).max)) if are_probs else jnp.asarray
     total = partial(jnp.sum, axis=axis)
-    w = None if class_weight is None else along(class_weight, log_p.ndim, axis)
+    row_where = None if where is None else jnp.expand_dims(where, axis)
+    w = None if class_weight is None else along(class_weight, scores.ndim, axis)
+    # A row with NaN, +inf, no live class or a negative probability is NaN, and so is its gradient.
+    row_max = jnp.max(jax.lax.stop_gradient(scores).astype(dtype), axis, keepdims=True)
+    valid = jnp.isfinite(row_max)
+    if are_probs:
+        valid = valid & (jnp.min(jax.lax.stop_gradient(scores).astype(dtype), axis, keepdims=True) >= 0)
+    sign = jnp.where(valid if row_where is None else valid | ~row_where, -1.0, jnp.nan).astype(dtype)
+
+    def log_probs() -> Array:
+        p = scores.astype(dtype)
+        return log(p if row_where is None else jnp.where(row_where, p, 1))
 
     mass = spread_loss = live_classes = None
     if is_ids(labels):
-        label_loss = jnp.squeeze(sign * label_entry(log_p, jnp.expand_dims(labels, axis), axis), axis)
+        entry = label_entry(scores, jnp.expand_dims(labels, axis), axis).astype(dtype)
+        entry = entry if row_where is None else jnp.where(row_where, entry, 1)
+        label_loss = jnp.squeeze(sign * log(entry), axis)
     else:
         q = labels.astype(dtype)
         t = q if row_where is None else jnp.where(row_where, q, 0)
         t = t if w is None else t * w
         mass = total(t)
-        label_loss = total(sign * (t * jnp.where(live | (t != 0), log_p, 0)))
+        log_p = log_probs()
+        label_loss = total(sign * (t * jnp.where((log_p == -jnp.inf) & (t == 0), 0, log_p)))
     if smooth:
+        log_p = log_probs()
+        live = log_p > -jnp.inf
         spread = jnp.where(live, log_p, 0)
         spread_loss = total(sign * (spread if w is None else spread * w))
         live_classes = total(live.astype(dtype))

@@ -12,6 +12,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jxent._core.dtypes import compute_dtype
+from jxent._core.platform import cpu_barrier
 
 
 @partial(jax.checkpoint, prevent_cse=False)
@@ -34,7 +35,9 @@ def sigmoid_terms(
     y = smoothed(y, smoothing)
     positive = y if pos_weight is None else pos_weight * y
     loss = _product(positive, softplus(-x)) + _product(1 - y, softplus(x))
-    return loss if where is None else jnp.where(where, loss, 0)
+    # Else XLA:CPU writes out what a sum of the loss is made of, array by array.
+    # Else XLA:CPU writes out what a sum of the loss is made of, array by array.
+    return cpu_barrier(loss if where is None else jnp.where(where, loss, 0))
 
 
 def masked_elements(
@@ -86,8 +89,7 @@ sigmoid.defjvp(_sigmoid_jvp)
 @jax.custom_jvp
 def _product(coefficient: Array, term: Array) -> Array:
     """Coefficient · term, with 0 · inf = 0."""
-    none = coefficient == 0
-    return jnp.where(none, 0, coefficient) * jnp.where(none, 0, term)
+    return coefficient * jnp.where(coefficient == 0, 0, term)
 
 
 # The derivative by the coefficient is the term, infinite or not; the other one meets no infinity, softplus' being σ.

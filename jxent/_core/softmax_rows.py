@@ -17,6 +17,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from jxent._core.dtypes import compute_dtype
+from jxent._core.platform import cpu_barrier
 from jxent._core.row_sums import (
     RowSums,
     along,
@@ -177,7 +178,8 @@ def _tangents(
     d_class_weight: Array | None,
 ) -> Rows:
     """The tangents of `rows`: linear in the `d_` arguments, of which None stands for zero."""
-    rows, logits = _unshared((rows, logits))
+    # Else XLA:CPU computes one [N, V] array (a conversion, a broadcast row_max) for both passes to share.
+    rows, logits = cpu_barrier((rows, logits))
     rows = jax.tree.map(lambda field: jnp.expand_dims(field, axis), rows)
     dtype, zero = rows.row_max.dtype, jnp.zeros_like(rows.row_max)
     # A masked row is one whose classes are all dead and whose target is 0: every slope below is then exactly 0.
@@ -259,11 +261,6 @@ def _target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
     complement = (rows.excess - jnp.expm1(jnp.where(is_top, d, 0))) / (1 + rows.excess)
     p = jnp.exp(d) / (1 + rows.excess)
     return jnp.where(is_top, target.others - target.mass * complement, target.mass * p - t)
-
-
-def _unshared(arrays: Any) -> Any:
-    """Keeps XLA:CPU from computing one [N, V] array (a conversion, a broadcast row_max) for both passes to share."""
-    return lax.platform_dependent(arrays, cpu=lax.optimization_barrier, default=lambda arrays: arrays)
 
 
 def _squeezed(rows: Rows, axis: int) -> Rows:

@@ -1,0 +1,196 @@
+"""Breaks copies of the package on purpose, one line each: the tests named beside the break must fail on it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+class Sabotage(NamedTuple):
+    """`old` → `new`, once, in `file`; then `pytest tests` with `-k select` must fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    select: str
+
+
+ROWS, SUMS, TARGETS = "_core/softmax_rows.py", "_core/row_sums.py", "_core/targets.py"
+SOFTMAX = "tests/test_softmax.py"
+SABOTAGES = {
+    "mask dropped from the value": Sabotage(
+        ROWS,
+        "jnp.where(where, field, 0), rows)",
+        "field, rows)",
+        SOFTMAX,
+        "masked_rows_are_exactly_zero and nan and softmax",
+    ),
+    "mask dropped from the gradient": Sabotage(
+        ROWS,
+        "x = jnp.where(where, x, -jnp.inf)",
+        "x = x + 0",
+        SOFTMAX,
+        "masked_rows_are_exactly_zero and nan and softmax",
+    ),
+    "mask dropped from the soft labels' gradient": Sabotage(
+        ROWS,
+        "jnp.where(where, values.astype(dtype), 0)",
+        "values.astype(dtype)",
+        SOFTMAX,
+        "masked_rows_are_exactly_zero and nan and softmax",
+    ),
+    "ignore_index dropped": Sabotage(
+        TARGETS, "if ignored is not None and _holds", "if False and _holds", SOFTMAX, "ignore_index_masks"
+    ),
+    "smoothing dropped": Sabotage(
+        TARGETS, "if self.smoothing is None:", "if True:", SOFTMAX, "one_option and label_smoothing and sum"
+    ),
+    "smoothing over all classes": Sabotage(
+        ROWS,
+        "live_classes = sums.of(live)",
+        "live_classes = sums.of(live) * 0 + logits.shape[axis]",
+        SOFTMAX,
+        "minus_inf_is_a_class_mask and softmax",
+    ),
+    "class weights left out of the denominator": Sabotage(
+        TARGETS,
+        "return self.label_weight if self.are_ids else mass",
+        "return None",
+        SOFTMAX,
+        "one_option and class_weight and mean and softmax",
+    ),
+    "mean over all rows": Sabotage(
+        "reduction.py",
+        "if where is None else where\n        return",
+        "if True else where\n        return",
+        SOFTMAX,
+        "one_option and where and mean and softmax",
+    ),
+    "sample weights left out of the denominator": Sabotage(
+        "reduction.py",
+        "jnp.sum(_weighted(weight, sample_weight, where), axes)",
+        "jnp.sum(_weighted(weight, None, where), axes)",
+        SOFTMAX,
+        "one_option and sample_weight and mean and softmax",
+    ),
+    "mean of means": Sabotage(
+        "reduction.py", "self.weight + other.weight", "self.weight", "tests/test_reduction.py", "mean"
+    ),
+    "psum dropped": Sabotage(
+        "reduction.py", "lax.psum(self.weight, axis_name)", "self.weight", "tests/test_reduction.py", "psum"
+    ),
+    "label iota in uint8": Sabotage(
+        SUMS,
+        "lax.broadcasted_iota(jnp.int32, shape, axis)",
+        "lax.broadcasted_iota(jnp.uint8, shape, axis).astype(jnp.int32)",
+        SOFTMAX,
+        "ids_of_any_dtype",
+    ),
+    "ids wrapped": Sabotage(TARGETS, "jnp.where(bad, -1, ", "jnp.where(bad, num_classes - 1, ", SOFTMAX, "bad_id"),
+    "ids compared after the cast": Sabotage(
+        TARGETS,
+        "    bad = labels < 0\n",
+        "    labels = labels.astype(jnp.int32)\n    bad = labels < 0\n",
+        SOFTMAX,
+        "64_bit_ids",
+    ),
+    "poison missing from the gradient": Sabotage(
+        ROWS, "jnp.where(y < 0, jnp.nan, 1 / (1 + rows.excess))", "1 / (1 + rows.excess)", SOFTMAX, "bad_id and softmax"
+    ),
+    "excess subtracted": Sabotage(
+        ROWS,
+        "excess = sums.of(exp_of_others) +",
+        "excess = (sums.of(exp_of_others) + 1) - 1 +",
+        "tests/test_numerics.py",
+        "",
+    ),
+    "excess of distributions subtracted": Sabotage(
+        ROWS,
+        "excess = (num_maxima - 1) + sums.of(exp_below_max)",
+        "excess = (num_maxima + sums.of(exp_below_max)) - 1",
+        "tests/test_numerics.py",
+        "",
+    ),
+    "label gradient subtracted": Sabotage(
+        ROWS, "jnp.expm1(-rows.label.loss)", "jnp.exp(-rows.label.loss) - 1", "tests/test_numerics.py", ""
+    ),
+    "top class not told apart": Sabotage(
+        ROWS,
+        "is_top = (d == 0) & (rows.num_maxima == 1)",
+        "is_top = (d == 0) & (rows.num_maxima == 0)",
+        "tests/test_numerics.py",
+        "",
+    ),
+    "z-loss dropped": Sabotage("softmax.py", "if z_factor is not None:", "if False:", SOFTMAX, "z_loss"),
+    "tangent map kept": Sabotage(
+        ROWS,
+        "jax.checkpoint(partial(_tangents, axis, smooth), prevent_cse=False)",
+        "partial(_tangents, axis, smooth)",
+        "tests/test_memory.py",
+        "residual or saves",
+    ),
+    "barriers dropped": Sabotage(
+        SUMS, "if self.cpu:", "if False:", "tests/test_memory.py", "not residual and not saves"
+    ),
+    "second derivative subtracted": Sabotage(
+        "_core/sigmoid_terms.py",
+        "sigmoid(x) * sigmoid(-x) * d_x",
+        "sigmoid(x) * (1 - sigmoid(x)) * d_x",
+        "tests/test_sigmoid.py",
+        "second_derivative",
+    ),
+    "probabilities' slope not clamped": Sabotage(
+        "_core/probability_rows.py", "jnp.maximum(p, _LOWEST_PROB)", "p", "tests/test_probs.py", "still_push"
+    ),
+}
+
+
+def run_on_copy(folder: Path, tests: str, select: str) -> subprocess.CompletedProcess:
+    """pytest on the copy in `folder`, whose `jxent` comes before any installed one."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        tests,
+        "-k",
+        select,
+    ]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for name in ("jxent", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_unbroken_copy_passes(copy):
+    result = run_on_copy(copy, "tests/test_reduction.py", "psum or mean_adds")
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES.values(), ids=SABOTAGES)
+def test_broken_copy_fails(copy, sabotage):
+    path = copy / "jxent" / sabotage.file
+    text = path.read_text()
+    assert text.count(sabotage.old) == 1, "the line to break is not there, or not alone"
+    path.write_text(text.replace(sabotage.old, sabotage.new))
+    result = run_on_copy(copy, sabotage.tests, sabotage.select)
+    # 1 is "tests failed"; a collection error, or nothing selected, is another code.
+    assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-1000:]
+    assert "1 failed" in result.stdout
