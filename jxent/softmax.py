@@ -7,6 +7,7 @@ from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
+from jxent._core.platform import cpu_barrier
 from jxent._core.softmax_rows import Rows, softmax_rows
 from jxent._core.targets import Targets, make_targets
 from jxent.reduction import reduce_rows
@@ -158,5 +159,6 @@ def _aux(logits: Array, rows: Rows, targets: Targets) -> CrossEntropyAux:
     known = rows.row_max > -jnp.inf
     if targets.where is not None:
         known = known & targets.where
-    predicted = jnp.argmax(lax.stop_gradient(logits), targets.axis).astype(jnp.int32)
+    # Else XLA:CPU makes the argmax and the maximum share one float32 copy of narrower logits.
+    predicted = jnp.argmax(cpu_barrier(lax.stop_gradient(logits)), targets.axis).astype(jnp.int32)
     return CrossEntropyAux(lax.stop_gradient(rows.log_z), jnp.where(known, predicted, -1))

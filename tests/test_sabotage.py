@@ -103,12 +103,8 @@ SABOTAGES = {
     "poison missing from the gradient": Sabotage(
         ROWS, "jnp.where(y < 0, jnp.nan, 1 / (1 + rows.excess))", "1 / (1 + rows.excess)", SOFTMAX, "bad_id and softmax"
     ),
-    "excess subtracted": Sabotage(
-        ROWS,
-        "excess = sums.of(exp_of_others) +",
-        "excess = (sums.of(exp_of_others) + 1) - 1 +",
-        "tests/test_numerics.py",
-        "",
+    "log of the sum": Sabotage(
+        ROWS, "TargetRows(jnp.log1p(excess) -", "TargetRows(jnp.log(1 + excess) -", "tests/test_numerics.py", "gap"
     ),
     "excess of distributions subtracted": Sabotage(
         ROWS,
@@ -122,8 +118,8 @@ SABOTAGES = {
     ),
     "top class not told apart": Sabotage(
         ROWS,
-        "is_top = (d == 0) & (rows.num_maxima == 1)",
-        "is_top = (d == 0) & (rows.num_maxima == 0)",
+        "is_top = (d == 0) & (rows.excess < 1)",
+        "is_top = (d > 0) & (rows.excess < 1)",
         "tests/test_numerics.py",
         "",
     ),
@@ -133,11 +129,9 @@ SABOTAGES = {
         "jax.checkpoint(partial(_tangents, axis, smooth), prevent_cse=False)",
         "partial(_tangents, axis, smooth)",
         "tests/test_memory.py",
-        "residual or saves",
+        "reverse_mode",
     ),
-    "barriers dropped": Sabotage(
-        SUMS, "if self.cpu:", "if False:", "tests/test_memory.py", "not residual and not saves"
-    ),
+    "barriers dropped": Sabotage(SUMS, "if self.cpu:", "if False:", "tests/test_memory.py", "rows_only"),
     "second derivative subtracted": Sabotage(
         "_core/sigmoid_terms.py",
         "sigmoid(x) * sigmoid(-x) * d_x",

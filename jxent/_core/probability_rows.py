@@ -59,7 +59,7 @@ def _probability_rows(
     valid = jnp.isfinite(row_max)
     if are_probs:
         valid = valid & (jnp.min(jax.lax.stop_gradient(scores).astype(dtype), axis, keepdims=True) >= 0)
-    sign = jnp.where(valid if row_where is None else valid | ~row_where, -1.0, jnp.nan).astype(dtype)
+    sign = jnp.where(valid if row_where is None else valid | ~row_where, jnp.array(-1, dtype), jnp.nan)
 
     def log_probs() -> Array:
         p = scores.astype(dtype)

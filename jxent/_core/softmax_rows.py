@@ -44,8 +44,8 @@ class TargetRows(NamedTuple):
     Attributes:
         loss: `-Σ_c t_c log p_c`.
         mass: `T = Σ_c t_c`.
-        others: `Σ_c t_c` over the classes below the row's maximum where that is unique, else 0. (That it is selected
-            also keeps XLA:CPU from fusing its sum with the [N, V] arrays that need it.)
+        others: `Σ_c t_c` over the classes below the row's maximum where that has p > 1/2 (u < 1), else 0. (That it is
+            selected also keeps XLA:CPU from fusing its sum with the [N, V] arrays that need it.)
     """
 
     loss: Array
@@ -61,7 +61,6 @@ class Rows(NamedTuple):
         spread: for `t_c = w_c` in the live classes (those above −inf), which label smoothing mixes in; or None.
         live_classes: how many those are, or None. A constant under differentiation.
         row_max: `m`. A constant under differentiation: it cancels in whatever is computed from it.
-        num_maxima: how many classes attain it, or None where only ids ask. A constant under differentiation.
         excess: `u`.
     """
 
@@ -69,7 +68,6 @@ class Rows(NamedTuple):
     spread: TargetRows | None
     live_classes: Array | None
     row_max: Array
-    num_maxima: Array | None
     excess: Array
 
     @property
@@ -143,7 +141,6 @@ def _evaluate(axis: int, smooth: bool, cpu: bool, logits: Array, labels: Array, 
         # Where the label is bad nothing is excluded, and expm1(−inf) = −1 leaves log_z right.
         excess = sums.of(exp_of_others) + jnp.where(y < 0, -1, jnp.expm1(d_label))
         label = TargetRows(jnp.log1p(excess) - jnp.where(y < 0, jnp.nan, d_label), None, None)
-        num_maxima = None
     else:
         # sign(d) is −1 but at the maxima, where it is 0: this counts them, and leaves their exp(0) = 1 out of the sum.
         num_maxima = logits.shape[axis] + sums.of(sign_d)
@@ -151,17 +148,15 @@ def _evaluate(axis: int, smooth: bool, cpu: bool, logits: Array, labels: Array, 
         mass, dot_d, on_dead = sums.of(target), sums.of(target_dot_d), sums.of(target_on_dead)
         loss = mass * jnp.log1p(excess) - dot_d
         loss = jnp.where((on_dead > 0) & (excess >= 0), jnp.inf, loss)
-        label = TargetRows(loss, mass, jnp.where(num_maxima == 1, sums.of(target_below_max), 0))
+        label = TargetRows(loss, mass, jnp.where(excess < 1, sums.of(target_below_max), 0))
 
     spread = live_classes = None
     if smooth:
         live_classes = sums.of(live)
         mass = live_classes if class_weight is None else sums.of(live_weight)
         loss = mass * jnp.log1p(excess) - sums.of(live_weight_dot_d)
-        if num_maxima is None:
-            num_maxima = logits.shape[axis] + sums.of(sign_d)
-        spread = TargetRows(loss, mass, jnp.where(num_maxima == 1, sums.of(live_weight_below_max), 0))
-    return _squeezed(Rows(label, spread, live_classes, row_max, num_maxima, excess), axis)
+        spread = TargetRows(loss, mass, jnp.where(excess < 1, sums.of(live_weight_below_max), 0))
+    return _squeezed(Rows(label, spread, live_classes, row_max, excess), axis)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -208,8 +203,7 @@ def _tangents(
         spread = _target_tangents(axis, d, rows, rows.spread, t, is_dead, v, d_t)
         live_classes = zero
     excess = zero if v is None else jnp.sum(jnp.exp(d) * v, axis, keepdims=True)
-    num_maxima = None if rows.num_maxima is None else zero
-    return _squeezed(Rows(label, spread, live_classes, zero, num_maxima, excess), axis)
+    return _squeezed(Rows(label, spread, live_classes, zero, excess), axis)
 
 
 def _distribution(
@@ -240,7 +234,7 @@ def _target_tangents(
     if d_t is not None:
         surprise = jnp.where(uncounted, 0, jnp.log1p(rows.excess) - jnp.where(uncounted, 0, d))
         loss = loss + total(surprise * d_t)
-        mass, others = total(d_t), jnp.where(rows.num_maxima == 1, -total(jnp.sign(d) * d_t), 0)
+        mass, others = total(d_t), jnp.where(rows.excess < 1, -total(jnp.sign(d) * d_t), 0)
     return TargetRows(loss, mass, others)
 
 
@@ -251,13 +245,13 @@ def _label_slope(d: Array, rows: Rows, y: Array, axis: int) -> Array:
 
 
 def _target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
-    """∂loss/∂x for a target: T·p_c − t_c, at a unique maximum r rewritten as Σ_{c≠r} t_c − T·(1 − p_r).
+    """∂loss/∂x for a target: T·p_c − t_c, rewritten as Σ_{c≠r} t_c − T·(1 − p_r) at a maximum r with p_r > 1/2.
 
-    1 − p_r is (u − expm1(d_r)) / (1 + u): the last term is 0 in value, as d_r is, but not under differentiation.
+    There t_r may be near T·p_r; with a smaller p_r it is the rewritten form that cancels. 1 − p_r is (u − expm1(d_r)) / (1 + u): the last term is 0 in value, as d_r is, but not under differentiation.
     """
     assert target.mass is not None
     assert target.others is not None
-    is_top = (d == 0) & (rows.num_maxima == 1)
+    is_top = (d == 0) & (rows.excess < 1)
     complement = (rows.excess - jnp.expm1(jnp.where(is_top, d, 0))) / (1 + rows.excess)
     p = jnp.exp(d) / (1 + rows.excess)
     return jnp.where(is_top, target.others - target.mass * complement, target.mass * p - t)

@@ -1,0 +1,187 @@
+"""What a loss takes beside its arguments, by the compiler's own account and by what reverse mode keeps.
+
+Compiled for the CPU and never run. Everything is counted in rows: N float32 numbers.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jxent
+from tests.losses import LOSSES, by_name
+
+# Barriers keep some row-sized arrays apart that XLA would otherwise have fused away.
+EXTRA_ROWS = 5
+# The CPU sums longer rows in windows, and holds a number for each window of a row.
+LONGEST_PLAIN_ROW, WINDOW = 32768, 8192
+ROWS = 20
+# What the weighing of masked rows keeps, for the gradient by sample_weight: its operands, before and after the mask.
+ROWS_OF_WEIGHTS = 6
+
+DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+SHAPES = [(65536, 7), (8192, 100), (4096, 1000), (2048, 32768), (1024, 50257), (512, 128256)]
+
+# Two dtypes, two kinds of labels and five options: every pair of settings in eight runs (the orthogonal array L8).
+SETTINGS = ("bfloat16", "distributions", "class_weight", "where", "label_smoothing", "z_loss", "sample_weight")
+PAIRWISE = [
+    tuple(name for name, mask in zip(SETTINGS, range(1, 8), strict=True) if (run & mask).bit_count() % 2)
+    for run in range(8)
+]
+OPTIONS = {"no options": (), "all options": SETTINGS[2:]}
+
+
+def windows(num_classes):
+    return 0 if num_classes <= LONGEST_PLAIN_ROW else -(-num_classes // WINDOW)
+
+
+def temporaries(f, *shapes):
+    """In bytes."""
+    return jax.jit(f).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+
+def struct(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def optax_mean(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def jxent_mean(logits, labels):
+    return jxent.softmax_cross_entropy(logits, labels, reduction="mean")
+
+
+@DTYPES
+@pytest.mark.parametrize("transform", [lambda f: f, jax.value_and_grad], ids=["forward", "gradient"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_softmax_cross_entropy_ids_take_no_more_memory_than_optax(shape, transform, dtype):
+    n, v = shape
+    arguments = struct(shape, dtype), struct((n,), jnp.int32)
+    ours, theirs = (temporaries(transform(f), *arguments) for f in (jxent_mean, optax_mean))
+    assert ours <= theirs + (EXTRA_ROWS + windows(v)) * 4 * n, f"{ours / 4 / n:.2f} rows, optax {theirs / 4 / n:.2f}"
+
+
+def assert_takes_rows(shape, dtype, kind, options, return_aux=False):
+    n, v = shape
+
+    def mean(logits, labels, class_weight, where, sample_weight):
+        values = {
+            "class_weight": class_weight,
+            "where": where,
+            "label_smoothing": 0.1,
+            "z_loss": 1e-4,
+            "sample_weight": sample_weight,
+        }
+        chosen = {name: value for name, value in values.items() if name in options}
+        return jxent.softmax_cross_entropy(logits, labels, reduction="mean", return_aux=return_aux, **chosen)
+
+    f32 = jnp.float32
+    labels = struct((n,), jnp.int32) if kind == "ids" else struct(shape, dtype)
+    arguments = struct(shape, dtype), labels, struct((v,), f32), struct((n,), jnp.bool_), struct((n,), f32)
+    # There are up to eight row sums, and jaxlib 0.10 holds the windows of all of them at once.
+    limit = (ROWS + 8 * windows(v)) * 4 * n
+    assert limit < 0.05 * 4 * n * v
+    forward = temporaries(mean, *arguments)
+    gradient = temporaries(jax.value_and_grad(mean, has_aux=return_aux), *arguments)
+    assert max(forward, gradient) <= limit, f"{forward / 4 / n:.2f} and {gradient / 4 / n:.2f} rows"
+
+
+@pytest.mark.parametrize("settings", PAIRWISE, ids=lambda settings: "-".join(settings) or "plain")
+def test_softmax_cross_entropy_takes_memory_for_rows_only(settings):
+    dtype = jnp.bfloat16 if "bfloat16" in settings else jnp.float32
+    kind = "distributions" if "distributions" in settings else "ids"
+    assert_takes_rows((4096, 1000), dtype, kind, settings)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["ids", "distributions"])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("num_classes", [1000, 32769, 50257])
+def test_softmax_cross_entropy_takes_memory_for_rows_only_with_many_classes(num_classes, options, kind, dtype):
+    assert_takes_rows((512, num_classes), dtype, kind, OPTIONS[options])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kind", ["ids", "distributions"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_softmax_cross_entropy_takes_memory_for_rows_only_with_aux(options, kind, dtype):
+    assert_takes_rows((512, 1000), dtype, kind, OPTIONS[options], return_aux=True)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["ids", "distributions"])
+def test_softmax_cross_entropy_takes_memory_for_rows_only_along_a_middle_axis(kind, dtype):
+    """Segmentation: optax has to move the classes last, which writes all of the logits out."""
+    shape, rows = (8, 21, 64, 64), (8, 64, 64)
+    n = np.prod(rows)
+    arguments = struct(shape, dtype), struct(rows, jnp.int32) if kind == "ids" else struct(shape, dtype)
+
+    def ours(logits, labels):
+        return jxent.softmax_cross_entropy(logits, labels, axis=1, reduction="mean")
+
+    def theirs(logits, labels):
+        logits = jnp.moveaxis(logits, 1, -1)
+        if kind == "ids":
+            return optax_mean(logits, labels)
+        return optax.softmax_cross_entropy(logits, jnp.moveaxis(labels, 1, -1)).mean()
+
+    for transform in (lambda f: f, jax.value_and_grad):
+        taken, by_optax = (temporaries(transform(f), *arguments) / (4 * n) for f in (ours, theirs))
+        assert taken <= 10, f"{taken:.2f} rows"
+        # In bfloat16 the moved copy alone is 21 halves of a row.
+        assert taken < by_optax, f"{taken:.2f} rows, optax {by_optax:.2f}"
+
+
+def kept_for_reverse_mode(f, *arguments):
+    """f's value, and what its pullback closes over."""
+    value, pullback = jax.vjp(f, *arguments)
+    return value, [np.asarray(leaf) for leaf in jax.tree.leaves(pullback)]
+
+
+def split_by_origin(kept, size, arguments):
+    """Arrays of `size` elements and more that are none of the arguments (same dtype, same numbers); and smaller ones."""
+    known = [np.asarray(a) for a in arguments]
+    large = [leaf for leaf in kept if leaf.size >= size]
+    new = [leaf for leaf in large if not any(leaf.dtype == a.dtype and np.array_equal(leaf, a) for a in known)]
+    return new, [leaf for leaf in kept if leaf.size < size]
+
+
+@DTYPES
+@pytest.mark.parametrize("loss", **by_name(LOSSES))
+def test_every_loss_keeps_its_arguments_for_reverse_mode(rng, loss, dtype):
+    """By scores and labels; no softmax, no float32 copy and no one-hot labels."""
+    scores, labels = (jnp.asarray(a) for a in loss.inputs(rng, (257,), dtype))
+
+    def mean(scores, labels=labels):
+        return loss.call(scores, labels, label_smoothing=0.1, reduction="mean")
+
+    arguments = (scores,) if loss.has_ids else (scores, labels)
+    value, kept = kept_for_reverse_mode(mean, *arguments)
+    new, small = split_by_origin(kept, scores.size, arguments)
+    assert [(leaf.shape, leaf.dtype) for leaf in new] == []
+    rows = np.prod(loss.rows(np.asarray(scores)))
+    assert sum(leaf.size for leaf in small) <= (8 if loss.is_binary else ROWS) * rows
+    expected, weight = loss.oracle(scores, labels, label_smoothing=0.1)
+    np.testing.assert_allclose(float(value), expected.sum() / weight.sum(), rtol=1e-5)
+
+
+@DTYPES
+@pytest.mark.parametrize("loss", **by_name(LOSSES))
+def test_every_loss_keeps_its_arguments_and_rows_for_reverse_mode_with_weights_and_mask(rng, loss, dtype):
+    """By sample weights too. Of a binary loss the elements are the rows, so that there those few are as large."""
+    scores, labels = (jnp.asarray(a) for a in loss.inputs(rng, (257,), dtype))
+    rows = loss.rows(np.asarray(scores))
+    where = jnp.asarray(rng.uniform(size=rows) < 0.7)
+    sample_weight = jnp.asarray(rng.uniform(0.5, 2, rows), jnp.float32)
+
+    def mean(scores, sample_weight, labels=labels):
+        options = {"sample_weight": sample_weight, "where": where, "label_smoothing": 0.1, "reduction": "mean"}
+        return loss.call(scores, labels, **options)
+
+    arguments = (scores, sample_weight) if loss.has_ids else (scores, sample_weight, labels)
+    _, kept = kept_for_reverse_mode(mean, *arguments)
+    new, small = split_by_origin(kept, scores.size, (*arguments, where))
+    assert len(new) <= (ROWS_OF_WEIGHTS if loss.is_binary else 0), [(leaf.shape, leaf.dtype) for leaf in new]
+    assert sum(leaf.size for leaf in small) <= 24 * np.prod(rows)
