@@ -104,7 +104,11 @@ SABOTAGES = {
         ROWS, "jnp.where(y < 0, jnp.nan, 1 / (1 + rows.excess))", "1 / (1 + rows.excess)", SOFTMAX, "bad_id and softmax"
     ),
     "log of the sum": Sabotage(
-        ROWS, "TargetRows(jnp.log1p(excess) -", "TargetRows(jnp.log(1 + excess) -", "tests/test_numerics.py", "confident"
+        ROWS,
+        "TargetRows(jnp.log1p(excess) -",
+        "TargetRows(jnp.log(1 + excess) -",
+        "tests/test_numerics.py",
+        "confident",
     ),
     "excess of distributions subtracted": Sabotage(
         ROWS,
