@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -89,7 +90,7 @@ def make_targets(
         ids = jnp.where(where, ids, 0)
     label_weight = None
     if class_weight is not None:
-        label_weight = jnp.where(ids < 0, 1, class_weight[jnp.maximum(ids, 0)])
+        label_weight = jnp.where(ids < 0, 1, _at_ids(class_weight, ids))
         if where is not None:
             label_weight = jnp.where(where, label_weight, 0)
     return Targets(ids, class_weight, label_weight, smoothing, sample_weight, where, axis)
@@ -156,6 +157,14 @@ def checked_ids(labels: Array, num_classes: int) -> Array:
 
 def _holds(dtype: Any, value: int) -> bool:
     return bool(jnp.iinfo(dtype).min <= value <= jnp.iinfo(dtype).max)
+
+
+def _at_ids(class_weight: Array, ids: Array) -> Array:
+    """`class_weight[ids]`; anything where the id is negative. On a mesh with Explicit axes it is split like the ids."""
+    sharding = jax.typeof(ids).sharding
+    is_split = any(axes is not None for axes in (*sharding.spec, *jax.typeof(class_weight).sharding.spec))
+    entries = class_weight.at[jnp.maximum(ids, 0)]
+    return entries.get(mode="promise_in_bounds", out_sharding=sharding if is_split else None)
 
 
 def _scaled(weight: Array, loss: Array) -> Array:
