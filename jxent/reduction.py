@@ -139,7 +139,8 @@ def weighted_mean(
     where = arguments.as_row_mask(fn, where, values.shape)
     sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, values.shape, values.dtype)
     axes = arguments.as_axes(fn, "values", values, axis)
-    return _quotient(*_totals(values, None, sample_weight, where, axes), empty)
+    total = jnp.sum(weighted(values, sample_weight, where), axes)
+    return _quotient(total, _total_weight(jnp.ones_like(values), None, sample_weight, where, axes), empty)
 
 
 def reduce_rows(
@@ -147,27 +148,38 @@ def reduce_rows(
 ) -> Array | Mean:
     """Rows → the result that `reduction` names. A None stands for ones."""
     if reduction == "none":
-        return _weighted(loss, sample_weight, where)
+        return weighted(loss, sample_weight, where)
+    total = jnp.sum(weighted(loss, sample_weight, where))
+    return reduce_total(total, jnp.ones_like(loss), row_weight, sample_weight, where, reduction)
+
+
+def reduce_total(
+    total: Array,
+    ones: Array,
+    row_weight: Array | None,
+    sample_weight: Array | None,
+    where: Array | None,
+    reduction: str,
+) -> Array | Mean:
+    """Σ m·s·row → "sum", "mean" or "partial". `ones` has the shape and the dtype of the rows."""
     if reduction == "sum":
-        return jnp.sum(_weighted(loss, sample_weight, where))
-    mean = Mean(*_totals(loss, row_weight, sample_weight, where, tuple(range(loss.ndim))))
+        return total
+    mean = Mean(total, _total_weight(ones, row_weight, sample_weight, where, tuple(range(ones.ndim))))
     return mean if reduction == "partial" else mean.value()
 
 
-def _totals(
-    values: Array, row_weight: Array | None, sample_weight: Array | None, where: Array | None, axes: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """Σ m·s·v and Σ m·s·w over the axes."""
-    total = jnp.sum(_weighted(values, sample_weight, where), axes)
+def _total_weight(
+    ones: Array, row_weight: Array | None, sample_weight: Array | None, where: Array | None, axes: tuple[int, ...]
+) -> Array:
+    """Σ m·s·w over the axes."""
     if row_weight is None and sample_weight is None:
         # Counted in integers: a float32 sum of ones can stick at 2²⁴.
-        counted = jnp.ones(values.shape, jnp.bool_) if where is None else where
-        return total, jnp.sum(counted, axes, dtype=jnp.int32).astype(values.dtype)
-    weight = jnp.ones_like(values) if row_weight is None else row_weight
-    return total, jnp.sum(_weighted(weight, sample_weight, where), axes)
+        counted = jnp.ones(ones.shape, jnp.bool_) if where is None else where
+        return jnp.sum(counted, axes, dtype=jnp.int32).astype(ones.dtype)
+    return jnp.sum(weighted(ones if row_weight is None else row_weight, sample_weight, where), axes)
 
 
-def _weighted(values: Array, sample_weight: Array | None, where: Array | None) -> Array:
+def weighted(values: Array, sample_weight: Array | None, where: Array | None) -> Array:
     """m·s·v. Masked entries are selected away before they meet a product and after."""
     if where is not None:
         values = jnp.where(where, values, 0)

@@ -2,14 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
-from jxent._core.platform import cpu_barrier
-from jxent._core.softmax_rows import Rows, softmax_rows
-from jxent._core.targets import Targets, make_targets
+from jxent._core.softmax_rows import predicted_class, row_losses
+from jxent._core.targets import make_targets
 from jxent.reduction import reduce_rows
 
 
@@ -139,26 +137,9 @@ def softmax_cross_entropy(
         label_smoothing=label_smoothing,
         axis=axis,
     )
-    rows = _rows(logits, targets)
-
-    spread_loss = None if rows.spread is None else rows.spread.loss
-    loss = targets.row_loss(rows.label.loss, spread_loss, rows.live_classes)
-    if z_factor is not None:
-        loss = loss + z_factor * jnp.square(rows.log_z)
+    loss, rows = row_losses(logits, targets, z_factor)
 
     result = reduce_rows(loss, targets.row_weight(rows.label.mass), targets.sample_weight, targets.where, reduction)
-    return (result, _aux(logits, rows, targets)) if return_aux else result
-
-
-def _rows(logits: Array, targets: Targets) -> Rows:
-    smooth = targets.smoothing is not None
-    return softmax_rows(logits, targets.labels, targets.class_weight, targets.where, targets.axis, smooth)
-
-
-def _aux(logits: Array, rows: Rows, targets: Targets) -> CrossEntropyAux:
-    known = rows.row_max > -jnp.inf
-    if targets.where is not None:
-        known = known & targets.where
-    # Else XLA:CPU makes the argmax and the maximum share one float32 copy of narrower logits.
-    predicted = jnp.argmax(cpu_barrier(lax.stop_gradient(logits)), targets.axis).astype(jnp.int32)
-    return CrossEntropyAux(lax.stop_gradient(rows.log_z), jnp.where(known, predicted, -1))
+    if not return_aux:
+        return result
+    return result, CrossEntropyAux(lax.stop_gradient(rows.log_z), predicted_class(logits, rows, targets))

@@ -74,8 +74,8 @@ SABOTAGES = {
     ),
     "sample weights left out of the denominator": Sabotage(
         "reduction.py",
-        "jnp.sum(_weighted(weight, sample_weight, where), axes)",
-        "jnp.sum(_weighted(weight, None, where), axes)",
+        "weighted(ones if row_weight is None else row_weight, sample_weight, where)",
+        "weighted(ones if row_weight is None else row_weight, None, where)",
         SOFTMAX,
         "one_option and sample_weight and mean and softmax",
     ),
@@ -127,7 +127,7 @@ SABOTAGES = {
         "tests/test_numerics.py",
         "",
     ),
-    "z-loss dropped": Sabotage("softmax.py", "if z_factor is not None:", "if False:", SOFTMAX, "z_loss"),
+    "z-loss dropped": Sabotage(ROWS, "if z_loss is not None:", "if False:", SOFTMAX, "z_loss"),
     "tangent map kept": Sabotage(
         ROWS,
         "jax.checkpoint(partial(_tangents, axis, smooth), prevent_cse=False)",

@@ -35,7 +35,7 @@ from jxent._core.row_sums import (
     target_dot_d,
     target_on_dead,
 )
-from jxent._core.targets import is_ids
+from jxent._core.targets import Targets, is_ids
 
 
 class TargetRows(NamedTuple):
@@ -259,3 +259,24 @@ def _target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
 
 def _squeezed(rows: Rows, axis: int) -> Rows:
     return jax.tree.map(lambda field: jnp.squeeze(field, axis), rows)
+
+
+def row_losses(logits: Array, targets: Targets, z_loss: Array | None) -> tuple[Array, Rows]:
+    """The loss of each row, before sample weights, and what is known of the row."""
+    smooth = targets.smoothing is not None
+    rows = softmax_rows(logits, targets.labels, targets.class_weight, targets.where, targets.axis, smooth)
+    spread_loss = None if rows.spread is None else rows.spread.loss
+    loss = targets.row_loss(rows.label.loss, spread_loss, rows.live_classes)
+    if z_loss is not None:
+        loss = loss + z_loss * jnp.square(rows.log_z)
+    return loss, rows
+
+
+def predicted_class(logits: Array, rows: Rows, targets: Targets) -> Array:
+    """int32: the lowest id of the highest logit, −1 where the row is masked, holds NaN or has no live class."""
+    known = rows.row_max > -jnp.inf
+    if targets.where is not None:
+        known = known & targets.where
+    # Else XLA:CPU makes the argmax and the maximum share one float32 copy of narrower logits.
+    predicted = jnp.argmax(cpu_barrier(lax.stop_gradient(logits)), targets.axis).astype(jnp.int32)
+    return jnp.where(known, predicted, -1)
