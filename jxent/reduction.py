@@ -1,5 +1,8 @@
 """How rows become a result: the four reductions, the pair that adds up across microbatches and devices, and a mean."""
 
+from __future__ import annotations
+
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
+from jxent._core.signatures import ArrayLike, Scalar
 
 
 class Mean(NamedTuple):
@@ -41,7 +45,7 @@ class Mean(NamedTuple):
     total: Array
     weight: Array
 
-    def __add__(self, other: Any) -> "Mean":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __add__(self, other: Any) -> Mean:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds field by field.
 
         Args:
@@ -59,7 +63,7 @@ class Mean(NamedTuple):
 
     __radd__ = __add__
 
-    def value(self, empty: Any = 0.0) -> Array:
+    def value(self, empty: Scalar = 0.0) -> Array:
         """The quotient `total / weight`.
 
         Args:
@@ -73,7 +77,7 @@ class Mean(NamedTuple):
         """
         return _quotient(jnp.asarray(self.total), jnp.asarray(self.weight), empty)
 
-    def psum(self, axis_name: Any) -> "Mean":
+    def psum(self, axis_name: Hashable) -> Mean:
         """Adds both fields over a mapped axis, as `jax.lax.psum` does.
 
         Args:
@@ -86,12 +90,12 @@ class Mean(NamedTuple):
 
 
 def weighted_mean(
-    values: Any,
+    values: ArrayLike,
     *,
-    where: Any = None,
-    sample_weight: Any = None,
+    where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     axis: int | tuple[int, ...] | None = None,
-    empty: Any = 0.0,
+    empty: Scalar = 0.0,
 ) -> Array:
     """The mean of the values that count, by their weights: for per-row losses and metrics.
 

@@ -1,22 +1,39 @@
 """Binary and multi-label losses from logits."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import Any, Unpack, overload
+
+from jax import Array
 
 from jxent._core import arguments
 from jxent._core.sigmoid_terms import sigmoid_terms
+from jxent._core.signatures import ArrayLike, BinaryOptions, Scalar, ToArray, ToMean
 from jxent._core.targets import make_binary_targets
-from jxent.reduction import reduce_rows
+from jxent.reduction import Mean, reduce_rows
 
 
+@overload
 def sigmoid_binary_cross_entropy(
-    logits: Any,
-    labels: Any,
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[BinaryOptions]
+) -> Array: ...
+@overload
+def sigmoid_binary_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[BinaryOptions]
+) -> Mean: ...
+@overload
+def sigmoid_binary_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[BinaryOptions]
+) -> Any: ...
+def sigmoid_binary_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
-    pos_weight: Any = None,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    where: Any = None,
-    label_smoothing: Any = 0.0,
+    pos_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    label_smoothing: Scalar = 0.0,
     reduction: str = "none",
 ) -> Any:
     """Binary cross entropy of a sigmoid over logits, every element a yes-or-no decision of its own.

@@ -1,14 +1,17 @@
 """Multiclass losses from logits."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
+from jxent._core.signatures import ArrayLike, Scalar, SoftmaxOptions, ToArray, ToMean
 from jxent._core.softmax_rows import predicted_class, row_losses
 from jxent._core.targets import make_targets
-from jxent.reduction import reduce_rows
+from jxent.reduction import Mean, reduce_rows
 
 
 class CrossEntropyAux(NamedTuple):
@@ -37,16 +40,61 @@ class CrossEntropyAux(NamedTuple):
     predicted: Array
 
 
+@overload
 def softmax_cross_entropy(
-    logits: Any,
-    labels: Any,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    where: Any = None,
+    reduction: ToArray = "none",
+    return_aux: Literal[False] = False,
+    **options: Unpack[SoftmaxOptions],
+) -> Array: ...
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToMean,
+    return_aux: Literal[False] = False,
+    **options: Unpack[SoftmaxOptions],
+) -> Mean: ...
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToArray = "none",
+    return_aux: Literal[True],
+    **options: Unpack[SoftmaxOptions],
+) -> tuple[Array, CrossEntropyAux]: ...
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToMean,
+    return_aux: Literal[True],
+    **options: Unpack[SoftmaxOptions],
+) -> tuple[Mean, CrossEntropyAux]: ...
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: str = "none",
+    return_aux: bool = False,
+    **options: Unpack[SoftmaxOptions],
+) -> Any: ...
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    label_smoothing: Any = 0.0,
-    z_loss: Any = 0.0,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
     axis: int = -1,
     reduction: str = "none",
     return_aux: bool = False,

@@ -143,6 +143,9 @@ SABOTAGES = {
         "tests/test_sigmoid.py",
         "second_derivative",
     ),
+    "option missing from the overloads": Sabotage(
+        "_core/signatures.py", "    ignore_index: int | None\n", "", "tests/test_typing.py", "overloads"
+    ),
     "probabilities' slope not clamped": Sabotage(
         "_core/probability_rows.py", "jnp.maximum(p, _LOWEST_PROB)", "p", "tests/test_probs.py", "still_push"
     ),

@@ -1,0 +1,54 @@
+"""The types in public signatures.
+
+`reduction` and `return_aux` decide the type of a result, so every loss has overloads over them; a `TypedDict` holds the
+options that do not, so that an overload is three lines and not twenty. The implementation spells all of them out: it is
+what `help()` and `inspect.signature` show, and a test holds the two together.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, TypedDict
+
+import jax
+
+# Recursive instead of Sequence[Any], so that a type checker refuses strings.
+Scalar: TypeAlias = jax.typing.ArrayLike
+ArrayLike: TypeAlias = Scalar | Sequence["ArrayLike"]
+
+# The values of `reduction` that give an array, and the one that gives a `Mean`.
+ToArray: TypeAlias = Literal["none", "sum", "mean"]
+ToMean: TypeAlias = Literal["partial"]
+
+
+class RowOptions(TypedDict, total=False):
+    """Of every loss."""
+
+    sample_weight: ArrayLike | None
+    where: ArrayLike | None
+
+
+class ClassOptions(RowOptions, total=False):
+    """Of every multiclass loss."""
+
+    class_weight: ArrayLike | None
+    ignore_index: int | None
+    axis: int
+
+
+class MulticlassOptions(ClassOptions, total=False):
+    """Of the multiclass losses with label smoothing."""
+
+    label_smoothing: Scalar
+
+
+class SoftmaxOptions(MulticlassOptions, total=False):
+    """Of `softmax_cross_entropy`."""
+
+    z_loss: Scalar
+
+
+class BinaryOptions(RowOptions, total=False):
+    """Of the binary cross entropies."""
+
+    pos_weight: ArrayLike | None
+    class_weight: ArrayLike | None
+    label_smoothing: Scalar
