@@ -201,6 +201,45 @@ def as_hyper_parameter(
     return scalar.astype(dtype)
 
 
+def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool) -> tuple[Array, int]:
+    """The kernel, `[D, V]` or transposed `[V, D]`, for hidden states `[..., D]`; and V."""
+    kernel = as_scores(fn, "kernel", kernel)
+    if hidden.ndim == 0:
+        raise ValueError(f"{fn}: hidden has shape (); expected (..., D)")
+    depth = hidden.shape[-1]
+    wanted, swapped = (f"(V, {depth})", f"({depth}, V)") if transposed else (f"({depth}, V)", f"(V, {depth})")
+    if kernel.ndim != 2 or kernel.shape[int(transposed)] != depth:
+        hint = ""
+        if kernel.ndim == 2 and kernel.shape[int(not transposed)] == depth:
+            hint = f"; for a kernel of shape {swapped} pass transpose_kernel={not transposed}"
+        raise ValueError(
+            f"{fn}: kernel has shape {kernel.shape}; expected {wanted}, to go with hidden of shape {hidden.shape} and "
+            f"transpose_kernel={transposed}{hint}"
+        )
+    num_classes = kernel.shape[int(not transposed)]
+    if num_classes == 0:
+        raise ValueError(f"{fn}: kernel has shape {kernel.shape}, which holds zero classes")
+    return kernel, num_classes
+
+
+def as_softcap(fn: str, value: Any, dtype: Any) -> Array | None:
+    """A positive scalar in the compute dtype, which may be traced; None for none."""
+    if value is None:
+        return None
+    if isinstance(value, numbers.Real) and not float(value) > 0:
+        raise ValueError(f"{fn}: logit_softcap must be above 0, or None for none; got {value}")
+    return as_hyper_parameter(fn, "logit_softcap", value, dtype)
+
+
+def as_chunk_size(fn: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    size = as_integer(fn, "chunk_size", value)
+    if size < 1:
+        raise ValueError(f"{fn}: chunk_size must be at least 1, or None for what the byte budget allows; got {size}")
+    return size
+
+
 def check_reduction(fn: str, reduction: Any) -> None:
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         choices = ", ".join(repr(choice) for choice in REDUCTIONS)

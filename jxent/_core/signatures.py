@@ -46,6 +46,20 @@ class SoftmaxOptions(MulticlassOptions, total=False):
     z_loss: Scalar
 
 
+class LinearOptions(RowOptions, total=False):
+    """Of `linear_softmax_cross_entropy`."""
+
+    bias: ArrayLike | None
+    transpose_kernel: bool
+    class_weight: ArrayLike | None
+    ignore_index: int | None
+    label_smoothing: Scalar
+    z_loss: Scalar
+    logit_softcap: Scalar | None
+    chunk_size: int | None
+    precision: jax.lax.PrecisionLike
+
+
 class BinaryOptions(RowOptions, total=False):
     """Of the binary cross entropies."""
 

@@ -54,7 +54,7 @@ class Targets(NamedTuple):
 def make_targets(
     fn: str,
     scores_name: str,
-    scores: Array,
+    scores: Any,
     labels: Any,
     *,
     class_weight: Any,
