@@ -14,6 +14,7 @@ from jxent._core.chunks import plan_chunks
 from jxent._core.dtypes import compute_dtype
 from jxent._core.linear_rows import Config, PerRow, Shared, evaluate_linear
 from jxent._core.row_sums import along
+from jxent._core.shards import summed
 from jxent._core.signatures import ArrayLike, LinearOptions, Scalar, ToArray, ToMean
 from jxent._core.targets import Targets, make_targets
 from jxent.reduction import Mean, reduce_rows, reduce_total, weighted
@@ -85,6 +86,7 @@ def linear_softmax_cross_entropy(
     z_loss: Scalar = 0.0,
     logit_softcap: Scalar | None = None,
     reduction: str = "none",
+    vocab_axis_name: Any = None,
     return_aux: bool = False,
     chunk_size: int | None = None,
     precision: jax.lax.PrecisionLike = None,
@@ -120,6 +122,11 @@ def linear_softmax_cross_entropy(
         z_loss: the factor of log_z², a number or a traced scalar. Class weights do not touch this term.
         logit_softcap: the cap, a positive number or a traced scalar (then unchecked). Default: none.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
+        vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
+            `kernel`, `bias`, distributions and `class_weight` are then one device's part, device i holding the classes
+            from i·V on; `hidden` is the same on all of them, and ids, V' and everything returned are of all devices.
+            Pad the classes with a bias of −inf if need be. Default: each device has all classes. Under `jit` alone,
+            arrays may be split in any way without this.
         return_aux: whether to return a `CrossEntropyAux` too, with `log_z` after the softcap.
         chunk_size: rows per chunk; a static integer. Default: what 64 MiB of logits allow in the result dtype, and of
             those sizes one that divides N if there is one. On a mesh that splits the rows take one that divides N and
@@ -133,7 +140,8 @@ def linear_softmax_cross_entropy(
     Raises:
         TypeError: a dtype or a kind of argument does not fit.
         ValueError: a shape or an option does not fit (a kernel of the wrong orientation, labels of shape (N, 1), a
-            softcap that is not positive).
+            softcap that is not positive); or `vocab_axis_name` is no axis that splits `kernel`, or `check_vma` of the
+            `shard_map` is off (gradients would be wrong).
 
     Gradients:
         By `hidden`, `kernel`, `bias`, distributions, `class_weight`, `sample_weight`, `label_smoothing`, `z_loss` and
@@ -165,6 +173,8 @@ def linear_softmax_cross_entropy(
     hidden = arguments.as_scores(fn, "hidden", hidden)
     arguments.check_flag(fn, "transpose_kernel", transpose_kernel)
     kernel, num_classes = arguments.as_kernel(fn, kernel, hidden, transpose_kernel)
+    vocab_axis_name = arguments.as_vocab_axis(fn, "kernel", kernel, vocab_axis_name)
+    arguments.check_same_over(fn, vocab_axis_name, hidden=hidden)
     dtype = compute_dtype(hidden.dtype)
     bias = arguments.as_per_class(fn, "bias", bias, num_classes, dtype)
     z_factor = arguments.as_hyper_parameter(fn, "z_loss", z_loss, dtype)
@@ -185,12 +195,13 @@ def linear_softmax_cross_entropy(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         axis=len(row_shape),
+        vocab_axis_name=vocab_axis_name,
     )
 
     rows = PerRow(hidden, targets.labels, targets.label_weight, targets.where)
     shared = Shared(kernel, bias, cap, targets.class_weight, targets.smoothing, z_factor)
     plan = plan_chunks(math.prod(row_shape), chunk_size, num_classes * dtype.itemsize)
-    config = Config(plan, transpose_kernel, precision, return_aux)
+    config = Config(plan, transpose_kernel, precision, vocab_axis_name, return_aux)
 
     if reduction == "none":
         loss, aux = evaluate_linear(config, rows, shared, None)
@@ -208,4 +219,5 @@ def _mass(targets: Targets, dtype: Any) -> Array:
     q = targets.labels.astype(dtype)
     if targets.where is not None:
         q = jnp.where(targets.where[..., None], q, 0)
-    return jnp.sum(q if targets.class_weight is None else q * along(targets.class_weight, q.ndim, targets.axis), -1)
+    t = q if targets.class_weight is None else q * along(targets.class_weight, q.ndim, targets.axis)
+    return summed(jnp.sum(t, -1), targets.vocab_axis_name)

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.signatures import ArrayLike, Scalar, SoftmaxOptions, ToArray, ToMean
-from jxent._core.softmax_rows import predicted_class, row_losses
+from jxent._core.softmax_rows import predicted_ids, row_losses
 from jxent._core.targets import make_targets
 from jxent.reduction import Mean, reduce_rows
 
@@ -97,6 +97,7 @@ def softmax_cross_entropy(
     z_loss: Scalar = 0.0,
     axis: int = -1,
     reduction: str = "none",
+    vocab_axis_name: Any = None,
     return_aux: bool = False,
 ) -> Any:
     """Cross entropy of a softmax over logits, against class ids or distributions.
@@ -125,6 +126,10 @@ def softmax_cross_entropy(
         z_loss: the factor of log_z², a number or a traced scalar. Class weights do not touch this term.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial" (see Returns).
+        vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
+            `logits`, distributions and `class_weight` are then one device's part, device i holding the classes from
+            i·V on; ids, V' and everything returned are of all devices. Pad the classes with logits of −inf if need be.
+            Default: each device has all classes. Under `jit` alone, arrays may be split in any way without this.
         return_aux: whether to return a `CrossEntropyAux` too.
 
     Returns:
@@ -137,7 +142,8 @@ def softmax_cross_entropy(
         TypeError: a dtype or a kind of argument does not fit (integer logits, bool labels, a float mask, a traced
             `ignore_index`).
         ValueError: a shape or an option does not fit (labels of shape (N, 1), one-hot integers, an unknown
-            `reduction`, smoothing outside [0, 1], `ignore_index` with distributions).
+            `reduction`, smoothing outside [0, 1], `ignore_index` with distributions); or `vocab_axis_name` is no axis
+            that splits `logits`, or `check_vma` of the `shard_map` is off (gradients would be wrong).
 
     Gradients:
         By `logits`, distributions, `class_weight`, `sample_weight`, `label_smoothing` and `z_loss`, each in its own
@@ -169,6 +175,7 @@ def softmax_cross_entropy(
     fn = "softmax_cross_entropy"
     logits = arguments.as_scores(fn, "logits", logits)
     axis = arguments.as_class_axis(fn, "logits", logits, axis)
+    vocab_axis_name = arguments.as_vocab_axis(fn, "logits", logits, vocab_axis_name)
     z_factor = arguments.as_hyper_parameter(fn, "z_loss", z_loss, compute_dtype(logits.dtype))
     arguments.check_reduction(fn, reduction)
     arguments.check_flag(fn, "return_aux", return_aux)
@@ -184,10 +191,11 @@ def softmax_cross_entropy(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         axis=axis,
+        vocab_axis_name=vocab_axis_name,
     )
     loss, rows = row_losses(logits, targets, z_factor)
 
     result = reduce_rows(loss, targets.row_weight(rows.label.mass), targets.sample_weight, targets.where, reduction)
     if not return_aux:
         return result
-    return result, CrossEntropyAux(lax.stop_gradient(rows.log_z), predicted_class(logits, rows, targets))
+    return result, CrossEntropyAux(lax.stop_gradient(rows.log_z), predicted_ids(logits, rows, targets))

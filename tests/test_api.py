@@ -33,6 +33,7 @@ SIGNATURES = {
             "z_loss": 0.0,
             "axis": -1,
             "reduction": "none",
+            "vocab_axis_name": None,
             "return_aux": False,
         },
     ),
@@ -55,6 +56,7 @@ KEYWORDS = [
     "z_loss",
     "axis",
     "reduction",
+    "vocab_axis_name",
     "return_aux",
 ]
 SECTIONS = ["Args", "Returns", "Raises", "Gradients", "Example", "References", "See also"]

@@ -53,8 +53,8 @@ SABOTAGES = {
     ),
     "smoothing over all classes": Sabotage(
         ROWS,
-        "live_classes = sums.of(live)",
-        "live_classes = sums.of(live) * 0 + logits.shape[axis]",
+        'result["live"] = sums.of(live)',
+        'result["live"] = sums.of(live) * 0 + logits.shape[axis]',
         SOFTMAX,
         "minus_inf_is_a_class_mask and softmax",
     ),
@@ -101,7 +101,11 @@ SABOTAGES = {
         "64_bit_ids",
     ),
     "poison missing from the gradient": Sabotage(
-        ROWS, "jnp.where(y < 0, jnp.nan, 1 / (1 + rows.excess))", "1 / (1 + rows.excess)", SOFTMAX, "bad_id and softmax"
+        ROWS,
+        "jnp.where(jnp.expand_dims(labels < 0, axis), jnp.nan, 1 / (1 + rows.excess))",
+        "1 / (1 + rows.excess)",
+        SOFTMAX,
+        "bad_id and softmax",
     ),
     "log of the sum": Sabotage(
         ROWS,
@@ -112,8 +116,8 @@ SABOTAGES = {
     ),
     "excess of distributions subtracted": Sabotage(
         ROWS,
-        "excess = (num_maxima - 1) + sums.of(exp_below_max)",
-        "excess = (num_maxima + sums.of(exp_below_max)) - 1",
+        'excess = (sums["num_maxima"] - 1) + sums["others"]',
+        'excess = (sums["num_maxima"] + sums["others"]) - 1',
         "tests/test_numerics.py",
         "",
     ),
@@ -130,8 +134,8 @@ SABOTAGES = {
     "z-loss dropped": Sabotage(ROWS, "if z_loss is not None:", "if False:", SOFTMAX, "z_loss"),
     "tangent map kept": Sabotage(
         ROWS,
-        "jax.checkpoint(partial(_tangents, axis, smooth), prevent_cse=False)",
-        "partial(_tangents, axis, smooth)",
+        "jax.checkpoint(partial(_tangents, axis, vocab_axis_name), prevent_cse=False)",
+        "partial(_tangents, axis, vocab_axis_name)",
         "tests/test_memory.py",
         "reverse_mode",
     ),

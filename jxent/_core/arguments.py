@@ -14,6 +14,8 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
+from jxent._core.shards import VocabAxis, varying_axes
+
 REDUCTIONS = ("none", "sum", "mean", "partial")
 
 
@@ -68,6 +70,39 @@ def as_axes(fn: str, name: str, values: Array, axis: Any) -> tuple[int, ...]:
     if len(set(axes)) < len(axes):
         raise ValueError(f"{fn}: axis={axis} names an axis of {name} twice")
     return axes
+
+
+def as_vocab_axis(fn: str, name: str, scores: Array, value: Any) -> VocabAxis:
+    """The names of the `shard_map` axes that split the classes of `scores`, as a tuple; or None."""
+    if value is None:
+        return None
+    names = value if isinstance(value, tuple) else (value,)
+    for axis_name in names:
+        try:
+            lax.axis_size(axis_name)
+        except (NameError, TypeError) as error:
+            raise ValueError(
+                f"{fn}: vocab_axis_name={value!r}, but there is no mapped axis {axis_name!r} here; it names an axis of a "
+                "jax.shard_map around the call, and is not needed under jit alone"
+            ) from error
+    missing = [axis_name for axis_name in names if axis_name not in varying_axes(scores)]
+    if missing or not names:
+        raise ValueError(
+            f"{fn}: vocab_axis_name={value!r} must name the axes that split the classes of {name}, but {name} does not "
+            f"vary over {missing}: either its in_specs do not split it there, or shard_map was called with "
+            "check_vma=False; leave check_vma on, since gradients would be wrong by the size of the axis without it"
+        )
+    return names
+
+
+def check_same_over(fn: str, vocab_axis_name: VocabAxis, **arrays: Array | None) -> None:
+    """What belongs to a row is one and the same on all devices that share it: else its gradient would count for each."""
+    for name, array in arrays.items():
+        if array is not None and varying_axes(array) & set(vocab_axis_name or ()):
+            raise ValueError(
+                f"{fn}: {name} varies over vocab_axis_name={vocab_axis_name}, but must be the same on all devices of "
+                f"those axes, as its in_specs can say; if it is, jax.lax.pmax({name}, {vocab_axis_name}) tells jax so"
+            )
 
 
 def as_integer(fn: str, name: str, value: Any) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jxent._core.manual_axes import zeros_of
+from jxent._core.shards import zeros_of
 
 # What the logits of one chunk may take, in the dtype they are computed in.
 CHUNK_BYTES = 64 * 2**20

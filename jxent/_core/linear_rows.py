@@ -23,9 +23,9 @@ from jax.sharding import PartitionSpec as P
 
 from jxent._core.chunks import ChunkPlan, map_chunks
 from jxent._core.dtypes import compute_dtype
-from jxent._core.manual_axes import as_varying, varying_axes
-from jxent._core.softmax_rows import predicted_class, row_losses
-from jxent._core.targets import Targets
+from jxent._core.shards import VocabAxis, aligned
+from jxent._core.softmax_rows import predicted_ids, row_losses
+from jxent._core.targets import Targets, is_ids
 
 
 class PerRow(NamedTuple):
@@ -55,12 +55,14 @@ class Config(NamedTuple):
         plan: the chunks.
         transpose_kernel: whether the kernel is `[V, D]`.
         precision: of the matmuls, as `jax.lax.dot_general` takes it.
+        vocab_axis_name: the axes of a `shard_map` that split V, or None.
         with_aux: whether `log_z` and `predicted` are asked for; else they are None.
     """
 
     plan: ChunkPlan
     transpose_kernel: bool
     precision: Any
+    vocab_axis_name: VocabAxis
     with_aux: bool
 
 
@@ -94,12 +96,8 @@ def evaluate_linear(
 def _evaluate_flat(
     config: Config, rows: PerRow, shared: Shared, coefficient: Array | None
 ) -> tuple[Array, LinearAux | None]:
-    """Flattens the rows, and lets everything vary over the same axes of a `shard_map`, as the cotangents do: out here,
-    so that jax adds each cotangent over the axes that its argument did not vary over.
-    """
     shape = rows.hidden.shape[:-1]
-    arguments = rows, shared, coefficient
-    rows, shared, coefficient = as_varying(arguments, varying_axes(arguments))
+    rows, shared, coefficient = _aligned(config, rows, shared, coefficient)
     rows = jax.tree.map(lambda a: a.reshape(math.prod(shape), *a.shape[len(shape) :]), rows)
     result: Any
     if coefficient is None:
@@ -109,6 +107,22 @@ def _evaluate_flat(
     loss, aux = result
     loss = loss.reshape(shape if coefficient is None else ())
     return loss, jax.tree.map(lambda a: lax.stop_gradient(a.reshape(shape)), aux)
+
+
+def _aligned(config: Config, rows: PerRow, shared: Shared, coefficient: Array | None) -> tuple[PerRow, Shared, Any]:
+    """Lets each argument vary over the axes of a `shard_map` that its cotangent varies over: outside the rules, so that
+    jax adds the cotangents over the axes that the argument itself did not vary over.
+
+    What stands beside classes gets a part of its cotangent from each device that has some of them; what belongs to whole
+    rows gets all of it.
+    """
+    rows, shared, coefficient = aligned((rows, shared, coefficient), apart_from=config.vocab_axis_name)
+    beside_classes = {
+        "rows": {"hidden": rows.hidden} | ({} if is_ids(rows.labels) else {"labels": rows.labels}),
+        "shared": {name: getattr(shared, name) for name in ("kernel", "bias", "logit_softcap", "class_weight")},
+    }
+    beside_classes = aligned(beside_classes)
+    return rows._replace(**beside_classes["rows"]), shared._replace(**beside_classes["shared"]), coefficient
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -209,12 +223,19 @@ def _chunk_losses(config: Config, products: Array, rows: PerRow, shared: Shared)
     if shared.logit_softcap is not None:
         logits = softcap(logits, shared.logit_softcap)
     targets = Targets(
-        rows.labels, shared.class_weight, rows.label_weight, shared.smoothing, None, rows.where, axis=logits.ndim - 1
+        labels=rows.labels,
+        class_weight=shared.class_weight,
+        label_weight=rows.label_weight,
+        smoothing=shared.smoothing,
+        sample_weight=None,
+        where=rows.where,
+        axis=1,
+        vocab_axis_name=config.vocab_axis_name,
     )
     loss, state = row_losses(logits, targets, shared.z_loss)
     if not config.with_aux:
         return loss, None
-    return loss, LinearAux(lax.stop_gradient(state.log_z), predicted_class(logits, state, targets))
+    return loss, LinearAux(lax.stop_gradient(state.log_z), predicted_ids(logits, state, targets))
 
 
 def softcap(logits: Array, cap: Array) -> Array:

@@ -4,10 +4,13 @@ from typing import Any
 
 from jax import lax
 
+from jxent._core.shards import aligned
+
 
 def cpu_barrier(arrays: Any) -> Any:
     """A pytree of arrays, unchanged. On the CPU, XLA will not fuse or share what lies on its two sides."""
-    return lax.platform_dependent(arrays, cpu=lax.optimization_barrier, default=_same)
+    # A barrier aligns what passes it, and both branches must agree.
+    return lax.platform_dependent(aligned(arrays), cpu=lax.optimization_barrier, default=_same)
 
 
 def _same(arrays: Any) -> Any:

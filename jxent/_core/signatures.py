@@ -6,7 +6,7 @@ what `help()` and `inspect.signature` show, and a test holds the two together.
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import jax
 
@@ -44,6 +44,7 @@ class SoftmaxOptions(MulticlassOptions, total=False):
     """Of `softmax_cross_entropy`."""
 
     z_loss: Scalar
+    vocab_axis_name: Any
 
 
 class LinearOptions(RowOptions, total=False):
@@ -56,6 +57,7 @@ class LinearOptions(RowOptions, total=False):
     label_smoothing: Scalar
     z_loss: Scalar
     logit_softcap: Scalar | None
+    vocab_axis_name: Any
     chunk_size: int | None
     precision: jax.lax.PrecisionLike
 
