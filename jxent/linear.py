@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, Unpack, overload
 
 import jax
@@ -10,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jxent._core import arguments
-from jxent._core.chunks import plan_chunks
 from jxent._core.dtypes import compute_dtype
-from jxent._core.linear_rows import Config, PerRow, Shared, evaluate_linear
+from jxent._core.linear_meshes import evaluate_on_mesh
+from jxent._core.linear_rows import Config, PerRow, Shared
 from jxent._core.row_sums import along
 from jxent._core.shards import summed
 from jxent._core.signatures import ArrayLike, LinearOptions, Scalar, ToArray, ToMean
@@ -200,15 +199,14 @@ def linear_softmax_cross_entropy(
 
     rows = PerRow(hidden, targets.labels, targets.label_weight, targets.where)
     shared = Shared(kernel, bias, cap, targets.class_weight, targets.smoothing, z_factor)
-    plan = plan_chunks(math.prod(row_shape), chunk_size, num_classes * dtype.itemsize)
-    config = Config(plan, transpose_kernel, precision, vocab_axis_name, return_aux)
+    config = Config(chunk_size, transpose_kernel, precision, vocab_axis_name, return_aux)
 
     if reduction == "none":
-        loss, aux = evaluate_linear(config, rows, shared, None)
+        loss, aux = evaluate_on_mesh(config, rows, shared, None)
         result = reduce_rows(loss, None, targets.sample_weight, targets.where, reduction)
     else:
         ones = jnp.ones(row_shape, dtype)
-        total, aux = evaluate_linear(config, rows, shared, weighted(ones, targets.sample_weight, targets.where))
+        total, aux = evaluate_on_mesh(config, rows, shared, weighted(ones, targets.sample_weight, targets.where))
         weight = targets.row_weight(None if targets.are_ids else _mass(targets, dtype))
         result = reduce_total(total, ones, weight, targets.sample_weight, targets.where, reduction)
     return result if aux is None else (result, CrossEntropyAux(*aux))

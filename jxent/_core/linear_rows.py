@@ -18,10 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from jxent._core.chunks import ChunkPlan, map_chunks
+from jxent._core.chunks import ChunkPlan, map_chunks, plan_chunks
 from jxent._core.dtypes import compute_dtype
 from jxent._core.shards import VocabAxis, aligned
 from jxent._core.softmax_rows import predicted_ids, row_losses
@@ -52,14 +50,14 @@ class Config(NamedTuple):
     """What is known when the program is traced.
 
     Attributes:
-        plan: the chunks.
+        chunk_size: the rows of a chunk, or None.
         transpose_kernel: whether the kernel is `[V, D]`.
         precision: of the matmuls, as `jax.lax.dot_general` takes it.
         vocab_axis_name: the axes of a `shard_map` that split V, or None.
         with_aux: whether `log_z` and `predicted` are asked for; else they are None.
     """
 
-    plan: ChunkPlan
+    chunk_size: int | None
     transpose_kernel: bool
     precision: Any
     vocab_axis_name: VocabAxis
@@ -76,26 +74,7 @@ class LinearAux(NamedTuple):
 def evaluate_linear(
     config: Config, rows: PerRow, shared: Shared, coefficient: Array | None
 ) -> tuple[Array, LinearAux | None]:
-    """The loss of each row; or, with a coefficient for each, Σ coefficient·loss. Rows may have any shape.
-
-    On a mesh with Explicit axes jax asks for the sharding of every product and refuses to cut a split batch in chunks,
-    so there XLA is left to find the shardings inside.
-    """
-    mesh = jax.typeof(rows.hidden).sharding.mesh
-    spec = jax.typeof(rows.hidden).sharding.spec
-    mesh = jax.typeof(shared.kernel).sharding.mesh if mesh.empty else mesh
-    if not mesh.explicit_axes:
-        return _evaluate_flat(config, rows, shared, coefficient)
-    per_row = NamedSharding(mesh, P(*spec[: rows.hidden.ndim - 1]))
-    loss = per_row if coefficient is None else NamedSharding(mesh, P())
-    aux: Any = (per_row, per_row) if config.with_aux else None
-    f = jax.sharding.auto_axes(partial(_evaluate_flat, config), axes=mesh.explicit_axes, out_sharding=(loss, aux))
-    return jax.jit(f)(rows, shared, coefficient)
-
-
-def _evaluate_flat(
-    config: Config, rows: PerRow, shared: Shared, coefficient: Array | None
-) -> tuple[Array, LinearAux | None]:
+    """The loss of each row; or, with a coefficient for each, Σ coefficient·loss. Rows may have any shape."""
     shape = rows.hidden.shape[:-1]
     rows, shared, coefficient = _aligned(config, rows, shared, coefficient)
     rows = jax.tree.map(lambda a: a.reshape(math.prod(shape), *a.shape[len(shape) :]), rows)
@@ -187,7 +166,7 @@ def _evaluate(config: Config, rows: PerRow, shared: Shared) -> tuple[Array, Line
     def evaluated(chunk: PerRow) -> tuple[Any, tuple[()]]:
         return _chunk_losses(config, _products(config, chunk, shared), chunk, shared), ()
 
-    return map_chunks(evaluated, rows, config.plan)[0]
+    return map_chunks(evaluated, rows, _plan(config, rows, shared))[0]
 
 
 def _differentiate(
@@ -213,7 +192,7 @@ def _differentiate(
             d_shared = d_shared._replace(kernel=_d_kernel(config, d_products, rows))
         return (loss, aux, d_rows), d_shared
 
-    (loss, aux, d_rows), d_shared = map_chunks(differentiated, (rows, coefficient), config.plan)
+    (loss, aux, d_rows), d_shared = map_chunks(differentiated, (rows, coefficient), _plan(config, rows, shared))
     return (loss, aux), (d_rows, d_shared)
 
 
@@ -242,6 +221,11 @@ def softcap(logits: Array, cap: Array) -> Array:
     """cap·tanh(logits/cap), but −inf stays −inf: such a class does not exist."""
     is_dead = logits == -jnp.inf
     return jnp.where(is_dead, -jnp.inf, cap * jnp.tanh(jnp.where(is_dead, 0, logits) / cap))
+
+
+def _plan(config: Config, rows: PerRow, shared: Shared) -> ChunkPlan:
+    num_rows, num_classes = rows.hidden.shape[0], shared.kernel.shape[int(not config.transpose_kernel)]
+    return plan_chunks(num_rows, config.chunk_size, num_classes * compute_dtype(rows.hidden.dtype).itemsize)
 
 
 def _products(config: Config, rows: PerRow, shared: Shared) -> Array:
