@@ -148,8 +148,8 @@ def linear_softmax_cross_entropy(
         forward over reverse (`jax.hessian`); no forward mode by itself. The gradient of the logits is rounded to the
         dtype of `hidden` before its two matmuls, as in a model that holds bfloat16 logits. Exactly 0 in masked rows and
         at classes of −inf; NaN in rows with a bad id or a NaN, and by `kernel` if any row that counts is so. Under
-        `jax.vmap` a reduced loss keeps one gradient of the kernel for each entry of the batch: give `hidden` leading
-        axes instead, or take "none".
+        `jax.vmap` with one kernel, each entry of the batch keeps a gradient of it until they are added: give `hidden`
+        leading axes instead.
 
     Example:
         >>> import jax, jax.numpy as jnp
