@@ -170,6 +170,13 @@ SABOTAGES = {
     "what is no probability let through": Sabotage(
         "torch_compat.py", "1), 0, jnp.nan)", "1), 0, 0)", "tests/test_torch_compat.py", "no_probability"
     ),
+    "families of smoothing not converted on the page": Sabotage(
+        "../docs/migrating.md",
+        "label_smoothing=0.1 * V / (V - 1)",
+        "label_smoothing=0.1",
+        "tests/test_migrating.py",
+        "optax",
+    ),
 }
 
 
@@ -194,7 +201,7 @@ def run_on_copy(folder: Path, tests: str, select: str) -> subprocess.CompletedPr
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ("jxent", "tests"):
+    for name in ("jxent", "tests", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
