@@ -1,5 +1,6 @@
 """Cross entropy for JAX: right on every row, complete, lean, and at home in JAX."""
 
+from jxent import torch_compat as torch_compat
 from jxent.linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from jxent.probs import binary_cross_entropy_from_probs as binary_cross_entropy_from_probs
 from jxent.probs import cross_entropy_from_log_probs as cross_entropy_from_log_probs

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -42,6 +43,15 @@ SIGNATURES = {
     "cross_entropy_from_log_probs": (("log_probs", "labels"), MULTICLASS),
     "binary_cross_entropy_from_probs": (("probs", "labels"), BINARY),
     "weighted_mean": (("values",), {"where": None, "sample_weight": None, "axis": None, "empty": 0.0}),
+}
+# torch's: every argument by position or by name.
+TORCH_MULTICLASS = {"weight": None, "size_average": None, "ignore_index": -100, "reduce": None, "reduction": "mean"}
+TORCH_BINARY = {"weight": None, "size_average": None, "reduce": None, "reduction": "mean"}
+TORCH_SIGNATURES = {
+    "torch_compat.cross_entropy": {**TORCH_MULTICLASS, "label_smoothing": 0.0},
+    "torch_compat.nll_loss": TORCH_MULTICLASS,
+    "torch_compat.binary_cross_entropy": TORCH_BINARY,
+    "torch_compat.binary_cross_entropy_with_logits": {**TORCH_BINARY, "pos_weight": None},
 }
 CLASSES = {"Mean": ("total", "weight"), "CrossEntropyAux": ("log_z", "predicted")}
 LOSS_NAMES = [name for name in SIGNATURES if name != "weighted_mean"]
@@ -115,6 +125,22 @@ def test_functions_signature_is_the_designed_one(name):
     assert list(keywords.items()) == list(SIGNATURES[name][1].items())
 
 
+def test_torch_compat_names_are_exactly_the_designed_ones():
+    members = vars(jxent.torch_compat).items()
+    own = {name for name, value in members if getattr(value, "__module__", None) == "jxent.torch_compat"}
+    public = {f"torch_compat.{name}" for name in own if not name.startswith("_")}
+    assert public == set(TORCH_SIGNATURES)
+
+
+@pytest.mark.parametrize("name", TORCH_SIGNATURES)
+def test_torch_compat_signature_is_the_designed_one(name):
+    parameters = inspect.signature(attrgetter(name)(jxent)).parameters.values()
+    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+    scores, target, *rest = parameters
+    assert [(p.name, p.default) for p in (scores, target)] == [("input", scores.empty), ("target", scores.empty)]
+    assert [(p.name, p.default) for p in rest] == list(TORCH_SIGNATURES[name].items())
+
+
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_losses_keywords_come_in_one_order(name):
     keywords = [p.name for p in inspect.signature(getattr(jxent, name)).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -142,9 +168,9 @@ def test_classes_fields_are_the_designed_ones(name):
     assert tuple(cls(1.0, 2.0)) == (1.0, 2.0)
 
 
-@pytest.mark.parametrize("name", SIGNATURES)
+@pytest.mark.parametrize("name", [*SIGNATURES, *TORCH_SIGNATURES])
 def test_functions_docstring_has_every_section_in_order(name):
-    function = getattr(jxent, name)
+    function = attrgetter(name)(jxent)
     found = sections(function.__doc__)
     assert list(found) == SECTIONS
     assert all(text.strip() for text in found.values())
@@ -169,11 +195,11 @@ def test_mean_docstrings_name_every_parameter(method):
     assert described(found["Args"]) == list(inspect.signature(method).parameters)[1:]
 
 
-@pytest.mark.parametrize("name", [*SIGNATURES, *CLASSES])
+@pytest.mark.parametrize("name", [*SIGNATURES, *TORCH_SIGNATURES, *CLASSES])
 def test_docstrings_point_only_at_what_exists(name):
-    names = re.findall(r"`(\w+)`", sections(getattr(jxent, name).__doc__)["See also"])
+    names = re.findall(r"`([\w.]+)`", sections(attrgetter(name)(jxent).__doc__)["See also"])
     assert names
-    assert set(names) <= {*SIGNATURES, *CLASSES} - {name}
+    assert set(names) <= {*SIGNATURES, *TORCH_SIGNATURES, *CLASSES} - {name}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -153,6 +153,37 @@ SABOTAGES = {
     "probabilities' slope not clamped": Sabotage(
         "_core/probability_rows.py", "jnp.maximum(p, _LOWEST_PROB)", "p", "tests/test_probs.py", "still_push"
     ),
+    "torch's mean of distributions weighted": Sabotage(
+        "torch_compat.py",
+        "mean.total.dtype) if is_soft else mean.weight",
+        "mean.total.dtype) if False else mean.weight",
+        "tests/test_torch_compat.py",
+        "torchs_formula and distributions",
+    ),
+    "torch's mean of nothing is 0": Sabotage(
+        "torch_compat.py",
+        "jnp.where(divisor == 0, jnp.nan, divisor)",
+        "jnp.where(divisor == 0, 1, divisor)",
+        "tests/test_torch_compat.py",
+        "mean_over_ignored_rows",
+    ),
+    "reduce read as size_average": Sabotage(
+        "torch_compat.py",
+        "if reduce is not None and not reduce:",
+        "if size_average is not None and not size_average:",
+        "tests/test_torch_compat.py",
+        "override_reduction",
+    ),
+    "what is no probability let through": Sabotage(
+        "torch_compat.py", "1), 0, jnp.nan)", "1), 0, 0)", "tests/test_torch_compat.py", "no_probability"
+    ),
+    "families of smoothing not converted on the page": Sabotage(
+        "../docs/migrating.md",
+        "label_smoothing=0.1 * V / (V - 1)",
+        "label_smoothing=0.1",
+        "tests/test_migrating.py",
+        "optax",
+    ),
 }
 
 
@@ -177,7 +208,7 @@ def run_on_copy(folder: Path, tests: str, select: str) -> subprocess.CompletedPr
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ("jxent", "tests"):
+    for name in ("jxent", "tests", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
