@@ -181,6 +181,7 @@ def linear_softmax_cross_entropy(
     arguments.check_reduction(fn, reduction)
     arguments.check_flag(fn, "return_aux", return_aux)
     chunk_size = arguments.as_chunk_size(fn, chunk_size)
+    arguments.check_precision(fn, precision)
 
     row_shape = hidden.shape[:-1]
     targets = make_targets(

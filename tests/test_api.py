@@ -38,6 +38,23 @@ SIGNATURES = {
             "return_aux": False,
         },
     ),
+    "linear_softmax_cross_entropy": (
+        ("hidden", "kernel", "labels"),
+        {
+            "bias": None,
+            "transpose_kernel": False,
+            **WEIGHTS,
+            "ignore_index": None,
+            "label_smoothing": 0.0,
+            "z_loss": 0.0,
+            "logit_softcap": None,
+            "reduction": "none",
+            "vocab_axis_name": None,
+            "return_aux": False,
+            "chunk_size": None,
+            "precision": None,
+        },
+    ),
     "sigmoid_binary_cross_entropy": (("logits", "labels"), BINARY),
     "cross_entropy_from_probs": (("probs", "labels"), MULTICLASS),
     "cross_entropy_from_log_probs": (("log_probs", "labels"), MULTICLASS),
@@ -57,6 +74,8 @@ CLASSES = {"Mean": ("total", "weight"), "CrossEntropyAux": ("log_z", "predicted"
 LOSS_NAMES = [name for name in SIGNATURES if name != "weighted_mean"]
 # The one order of the keywords; each loss takes some of them.
 KEYWORDS = [
+    "bias",
+    "transpose_kernel",
     "pos_weight",
     "class_weight",
     "sample_weight",
@@ -64,10 +83,13 @@ KEYWORDS = [
     "ignore_index",
     "label_smoothing",
     "z_loss",
+    "logit_softcap",
     "axis",
     "reduction",
     "vocab_axis_name",
     "return_aux",
+    "chunk_size",
+    "precision",
 ]
 SECTIONS = ["Args", "Returns", "Raises", "Gradients", "Example", "References", "See also"]
 ALL_SECTIONS = {*SECTIONS, "Attributes"}
@@ -150,7 +172,7 @@ def test_losses_keywords_come_in_one_order(name):
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_losses_options_are_refused_by_position(name):
     with pytest.raises(TypeError, match="positional"):
-        getattr(jxent, name)(jnp.full((2, 2), 0.5), jnp.full((2, 2), 0.5), None)
+        getattr(jxent, name)(*[jnp.full((2, 2), 0.5)] * len(SIGNATURES[name][0]), None)
 
 
 @pytest.mark.parametrize("loss", **by_name(LOSSES))

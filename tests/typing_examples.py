@@ -32,6 +32,8 @@ def reductions() -> Example:
 
 
 def every_loss() -> Example:
+    yield assert_type(jxent.linear_softmax_cross_entropy(ROWS, PROBS, [0, 1]), Array), Array
+    yield assert_type(jxent.linear_softmax_cross_entropy(ROWS, PROBS, [0, 1], reduction="partial"), Mean), Mean
     yield assert_type(jxent.cross_entropy_from_probs(PROBS, [0, 1]), Array), Array
     yield assert_type(jxent.cross_entropy_from_probs(PROBS, [0, 1], reduction="partial"), Mean), Mean
     yield assert_type(jxent.cross_entropy_from_log_probs(ROWS, [0, 1]), Array), Array
@@ -51,6 +53,11 @@ def aux() -> Example:
     )
     yield from [(rows, Array), (of_rows, CrossEntropyAux), (mean, Mean), (of_mean.predicted, Array)]
     yield assert_type(jxent.softmax_cross_entropy(ROWS, [0, 1], return_aux=False), Array), Array
+    fused, of_fused = assert_type(
+        jxent.linear_softmax_cross_entropy(ROWS, ROWS, [0, 1], bias=[0.0, 1.0], chunk_size=1, return_aux=True),
+        tuple[Array, CrossEntropyAux],
+    )
+    yield from [(fused, Array), (of_fused, CrossEntropyAux)]
 
 
 def options_known_at_run_time_only(reduction: str = "partial", return_aux: bool = True) -> Example:

@@ -266,6 +266,15 @@ def as_softcap(fn: str, value: Any, dtype: Any) -> Array | None:
     return as_hyper_parameter(fn, "logit_softcap", value, dtype)
 
 
+def check_precision(fn: str, value: Any) -> None:
+    """What `jax.lax.dot_general` takes as `precision`; it knows best what that is."""
+    operand = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    try:
+        jax.eval_shape(lambda a: lax.dot_general(a, a, (((1,), (0,)), ((), ())), precision=value), operand)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{fn}: precision does not fit jax.lax.dot_general: {error}") from error
+
+
 def as_chunk_size(fn: str, value: Any) -> int | None:
     if value is None:
         return None

@@ -17,6 +17,8 @@ from jxent._core.shards import zeros_of
 
 # What the logits of one chunk may take, in the dtype they are computed in.
 CHUNK_BYTES = 64 * 2**20
+# Of a chunk that has to be filled with padding.
+_MOST_PADDED_ROWS = 512
 
 
 class ChunkPlan(NamedTuple):
@@ -31,20 +33,31 @@ def plan_chunks(num_rows: int, chunk_size: int | None, row_bytes: int) -> ChunkP
     """Chunks of `chunk_size` rows; or, for None, of what `CHUNK_BYTES` allow, cut so that they fill the rows if they can.
 
     Args:
-        num_rows: N, which may be 0.
+        num_rows: N, which may be 0; or symbolic, as while exporting, and then a multiple of the chunks (see `padding`).
         chunk_size: positive, or None.
         row_bytes: what one row of logits takes.
     """
+    largest = max(CHUNK_BYTES // row_bytes, 1)
+    if not isinstance(num_rows, int):
+        size = chunk_size or min(largest, _MOST_PADDED_ROWS)
+        return ChunkPlan(num_rows // size, size, 0)
     if num_rows == 0:
         return ChunkPlan(1, 0, 0)
     if chunk_size is None:
-        largest = max(CHUNK_BYTES // row_bytes, 1)
         fewest = max(-(-num_rows // largest), 1)
         # Chunks of less than half of what is allowed would cost more than the remainder does.
         count = next((n for n in range(fewest, 2 * fewest) if num_rows % n == 0), fewest)
         chunk_size = -(-num_rows // count)
     size = min(chunk_size, num_rows)
     return ChunkPlan(num_rows // size, size, num_rows % size)
+
+
+def padding(num_rows: Any, chunk_size: int | None, row_bytes: int) -> Any:
+    """How many rows to add, so that chunks fill them: of a symbolic number of rows there can be no remainder."""
+    if isinstance(num_rows, int):
+        return 0
+    size = plan_chunks(num_rows, chunk_size, row_bytes).size
+    return -(-num_rows // size) * size - num_rows
 
 
 def map_chunks(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan) -> tuple[Any, Any]:
@@ -60,7 +73,7 @@ def map_chunks(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan) 
         The first part for all rows, `[N, …]`, and the sums.
     """
     f = jax.checkpoint(f, prevent_cse=False)
-    if plan.number == 1 and not plan.remainder:
+    if isinstance(plan.number, int) and plan.number == 1 and not plan.remainder:
         return f(rows)
 
     strided = not plan.remainder
@@ -80,7 +93,7 @@ def map_chunks(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan) 
     sums, per_row = lax.scan(step, sums, jnp.arange(plan.number, dtype=jnp.int32))
     if strided:
         per_row = jax.tree.map(lambda a: a.swapaxes(0, 1), per_row)
-    per_row = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), per_row)
+    per_row = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), per_row)
     if plan.remainder:
         last, terms = f(jax.tree.map(lambda a: a[plan.number * plan.size :], rows))
         per_row = jax.tree.map(lambda a, b: jnp.concatenate((a, b)), per_row, last)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jxent._core.chunks import ChunkPlan, map_chunks, plan_chunks
+from jxent._core.chunks import map_chunks, padding, plan_chunks
 from jxent._core.dtypes import compute_dtype
 from jxent._core.shards import VocabAxis, aligned
 from jxent._core.softmax_rows import predicted_ids, row_losses
@@ -77,15 +77,30 @@ def evaluate_linear(
     """The loss of each row; or, with a coefficient for each, Σ coefficient·loss. Rows may have any shape."""
     shape = rows.hidden.shape[:-1]
     rows, shared, coefficient = _aligned(config, rows, shared, coefficient)
-    rows = jax.tree.map(lambda a: a.reshape(math.prod(shape), *a.shape[len(shape) :]), rows)
+    num_rows = math.prod(shape)
+    rows, coefficient = jax.tree.map(lambda a: a.reshape(num_rows, *a.shape[len(shape) :]), (rows, coefficient))
+    rows, coefficient = _padded(config, rows, shared, coefficient)
+
+    def unflattened(per_row: Array) -> Array:
+        return per_row[:num_rows].reshape(shape)
+
     result: Any
     if coefficient is None:
         result = linear_rows(config, rows, shared)
     else:
-        result = linear_total(config, rows, shared, coefficient.ravel())
+        result = linear_total(config, rows, shared, coefficient)
     loss, aux = result
-    loss = loss.reshape(shape if coefficient is None else ())
-    return loss, jax.tree.map(lambda a: lax.stop_gradient(a.reshape(shape)), aux)
+    loss = unflattened(loss) if coefficient is None else loss
+    return loss, jax.tree.map(lambda a: lax.stop_gradient(unflattened(a)), aux)
+
+
+def _padded(config: Config, rows: PerRow, shared: Shared, coefficient: Array | None) -> tuple[PerRow, Array | None]:
+    """With masked rows at the end, where the number of rows is symbolic."""
+    more = padding(*_sizes(config, rows, shared))
+    if isinstance(more, int):
+        return rows, coefficient
+    rows = rows._replace(where=jnp.ones(rows.hidden.shape[:1], jnp.bool_) if rows.where is None else rows.where)
+    return jax.tree.map(lambda a: jnp.pad(a, ((0, more), *[(0, 0)] * (a.ndim - 1))), (rows, coefficient))
 
 
 def _aligned(config: Config, rows: PerRow, shared: Shared, coefficient: Array | None) -> tuple[PerRow, Shared, Any]:
@@ -166,7 +181,7 @@ def _evaluate(config: Config, rows: PerRow, shared: Shared) -> tuple[Array, Line
     def evaluated(chunk: PerRow) -> tuple[Any, tuple[()]]:
         return _chunk_losses(config, _products(config, chunk, shared), chunk, shared), ()
 
-    return map_chunks(evaluated, rows, _plan(config, rows, shared))[0]
+    return map_chunks(evaluated, rows, plan_chunks(*_sizes(config, rows, shared)))[0]
 
 
 def _differentiate(
@@ -192,7 +207,9 @@ def _differentiate(
             d_shared = d_shared._replace(kernel=_d_kernel(config, d_products, rows))
         return (loss, aux, d_rows), d_shared
 
-    (loss, aux, d_rows), d_shared = map_chunks(differentiated, (rows, coefficient), _plan(config, rows, shared))
+    (loss, aux, d_rows), d_shared = map_chunks(
+        differentiated, (rows, coefficient), plan_chunks(*_sizes(config, rows, shared))
+    )
     return (loss, aux), (d_rows, d_shared)
 
 
@@ -223,9 +240,10 @@ def softcap(logits: Array, cap: Array) -> Array:
     return jnp.where(is_dead, -jnp.inf, cap * jnp.tanh(jnp.where(is_dead, 0, logits) / cap))
 
 
-def _plan(config: Config, rows: PerRow, shared: Shared) -> ChunkPlan:
+def _sizes(config: Config, rows: PerRow, shared: Shared) -> tuple[int, int | None, int]:
+    """What chunks are planned from."""
     num_rows, num_classes = rows.hidden.shape[0], shared.kernel.shape[int(not config.transpose_kernel)]
-    return plan_chunks(num_rows, config.chunk_size, num_classes * compute_dtype(rows.hidden.dtype).itemsize)
+    return num_rows, config.chunk_size, num_classes * compute_dtype(rows.hidden.dtype).itemsize
 
 
 def _products(config: Config, rows: PerRow, shared: Shared) -> Array:

@@ -107,6 +107,54 @@ BINARY_TABLE = {
     "smoothing above 1": (x, x, {"label_smoothing": 2}, ValueError, "label_smoothing must be in [0, 1]; got 2"),
     "unknown reduction": (x, x, {"reduction": "batch"}, ValueError, "'none', 'sum', 'mean', 'partial'; got 'batch'"),
 }
+k = np.full((10, 7), 0.5, np.float32)
+# hidden, kernel, labels, options, error, words of its message
+LINEAR_TABLE = {
+    "integer hidden": (ids[:, None], k, ids, {}, TypeError, "hidden must have a floating dtype; got int32"),
+    "scalar hidden": (np.float32(1), k, ids, {}, ValueError, "hidden has shape (); expected (..., D)"),
+    "integer kernel": (x, k > 0, ids, {}, TypeError, "kernel must have a floating dtype; got bool"),
+    "kernel the other way": (x, k.T, ids, {}, ValueError, "(7, 10); expected (10, V)|pass transpose_kernel=True"),
+    "kernel not transposed": (
+        x,
+        k,
+        ids,
+        {"transpose_kernel": True},
+        ValueError,
+        "(10, 7); expected (V, 10)|pass transpose_kernel=False",
+    ),
+    "kernel of another depth": (x, k[:9], ids, {}, ValueError, "(9, 7); expected (10, V), to go with hidden"),
+    "kernel a vector": (x, k[:, 0], ids, {}, ValueError, "kernel has shape (10,); expected (10, V)"),
+    "zero classes": (x, k[:, :0], ids, {}, ValueError, "kernel has shape (10, 0), which holds zero classes"),
+    "transpose_kernel not a bool": (
+        x,
+        k,
+        ids,
+        {"transpose_kernel": 1},
+        TypeError,
+        "must be True or False; got 1 (int)",
+    ),
+    "column of ids": (x, k, ids[:, None], {}, ValueError, "labels has shape (4, 1)|expected (4,)|labels.squeeze(-1)?"),
+    "soft labels of the depth": (x, k, soft, {}, ValueError, "(4, 10)|(4, 7)|hidden @ kernel of shape (4, 7)"),
+    "bool labels": (x, k, ids > 0, {}, TypeError, "labels has dtype bool"),
+    "bias of the depth": (x, k, ids, {"bias": np.ones(10)}, ValueError, "bias has shape (10,); expected (7,)"),
+    "class_weight of the depth": (x, k, ids, {"class_weight": np.ones(10)}, ValueError, "(10,); expected (7,)"),
+    "sample_weight a column": (x, k, ids, {"sample_weight": x[:, :1]}, ValueError, "(4, 1)|row shape (4,)"),
+    "float mask": (x, k, ids, {"where": x[:, 0]}, TypeError, "where must have dtype bool; got float32"),
+    "softcap of 0": (x, k, ids, {"logit_softcap": 0}, ValueError, "logit_softcap must be above 0, or None"),
+    "softcap below 0": (x, k, ids, {"logit_softcap": -30.0}, ValueError, "must be above 0|got -30.0"),
+    "softcap NaN": (x, k, ids, {"logit_softcap": np.nan}, ValueError, "logit_softcap must be above 0"),
+    "softcap an array": (x, k, ids, {"logit_softcap": np.ones(7)}, ValueError, "logit_softcap must be a scalar"),
+    "softcap a bool": (x, k, ids, {"logit_softcap": True}, TypeError, "logit_softcap must have a floating|got bool"),
+    "z_loss NaN": (x, k, ids, {"z_loss": np.nan}, ValueError, "z_loss must be a number; got nan"),
+    "smoothing above 1": (x, k, ids, {"label_smoothing": 2}, ValueError, "label_smoothing must be in [0, 1]; got 2"),
+    "ignore_index with soft labels": (x, k, k[:4], {"ignore_index": 0}, ValueError, "mask rows with where instead"),
+    "chunk_size of 0": (x, k, ids, {"chunk_size": 0}, ValueError, "chunk_size must be at least 1, or None|got 0"),
+    "chunk_size a float": (x, k, ids, {"chunk_size": 2.0}, TypeError, "chunk_size must be a static integer; got 2.0"),
+    "unknown precision": (x, k, ids, {"precision": "best"}, ValueError, "precision does not fit|got best"),
+    "unknown reduction": (x, k, ids, {"reduction": "avg"}, ValueError, "'none', 'sum', 'mean', 'partial'; got 'avg'"),
+    "return_aux not a bool": (x, k, ids, {"return_aux": 1}, TypeError, "return_aux must be True or False; got 1 (int)"),
+    "vocab_axis_name outside": (x, k, ids, {"vocab_axis_name": "v"}, ValueError, "no mapped axis 'v' here|shard_map"),
+}
 MEAN_TABLE = {
     "values text": ("v", {}, TypeError, "weighted_mean: values must be an array of numbers"),
     "values complex": (x.astype(np.complex64), {}, TypeError, "weighted_mean: values must have a floating dtype"),
@@ -139,6 +187,18 @@ def test_bad_argument_is_named(fn, prefix, scores, labels, options, error, words
     message = str(raised.value)
     assert message.startswith(f"{name}: ")
     for word in words.format(scores_name).split("|"):
+        assert word in message, message
+
+
+@pytest.mark.parametrize(
+    ("hidden", "kernel", "labels", "options", "error", "words"), LINEAR_TABLE.values(), ids=LINEAR_TABLE
+)
+def test_linear_bad_argument_is_named(hidden, kernel, labels, options, error, words):
+    with pytest.raises(error) as raised:
+        jxent.linear_softmax_cross_entropy(hidden, kernel, labels, **options)
+    message = str(raised.value)
+    assert message.startswith("linear_softmax_cross_entropy: ")
+    for word in words.split("|"):
         assert word in message, message
 
 
