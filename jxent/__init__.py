@@ -8,7 +8,10 @@ from jxent.probs import cross_entropy_from_probs as cross_entropy_from_probs
 from jxent.reduction import Mean as Mean
 from jxent.reduction import weighted_mean as weighted_mean
 from jxent.sigmoid import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
+from jxent.sigmoid import sigmoid_focal_loss as sigmoid_focal_loss
 from jxent.softmax import CrossEntropyAux as CrossEntropyAux
+from jxent.softmax import poly1_cross_entropy as poly1_cross_entropy
 from jxent.softmax import softmax_cross_entropy as softmax_cross_entropy
+from jxent.softmax import softmax_focal_loss as softmax_focal_loss
 
 __version__ = "0.1.0.dev0"

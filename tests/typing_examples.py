@@ -42,6 +42,15 @@ def every_loss() -> Example:
     yield assert_type(jxent.binary_cross_entropy_from_probs(PROBS, PROBS, reduction="partial"), Mean), Mean
 
 
+def variants() -> Example:
+    yield assert_type(jxent.softmax_focal_loss(ROWS, [0, 1], gamma=1), Array), Array
+    yield assert_type(jxent.softmax_focal_loss(ROWS, [0, 1], reduction="partial"), Mean), Mean
+    yield assert_type(jxent.poly1_cross_entropy(ROWS, PROBS, epsilon=jnp.float32(1)), Array), Array
+    yield assert_type(jxent.poly1_cross_entropy(ROWS, PROBS, reduction="partial"), Mean), Mean
+    yield assert_type(jxent.sigmoid_focal_loss(ROWS, PROBS, alpha=[0.25, 0.5]), Array), Array
+    yield assert_type(jxent.sigmoid_focal_loss(ROWS, PROBS, reduction="partial"), Mean), Mean
+
+
 def aux() -> Example:
     rows, of_rows = assert_type(
         jxent.softmax_cross_entropy(ROWS, [0, 1], return_aux=True), tuple[Array, CrossEntropyAux]

@@ -224,12 +224,9 @@ def as_hyper_parameter(
     fn: str, name: str, value: Any, dtype: Any, low: float = -np.inf, high: float = np.inf
 ) -> Array | None:
     """A scalar in the compute dtype, which may be traced; or None for the number 0. Numbers must lie in [low, high]."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_):
-        if not low <= float(value) <= high:
-            wanted = "a number" if low == -np.inf else f"in [{low:g}, {high:g}]"
-            raise ValueError(f"{fn}: {name} must be {wanted}; got {value}")
-        if value == 0:
-            return None
+    check_range(fn, name, value, low, high)
+    if _is_number(value) and value == 0:
+        return None
     scalar = _as_real(fn, name, value)
     if scalar.ndim:
         raise ValueError(f"{fn}: {name} must be a scalar; got shape {scalar.shape}; use jax.vmap to try several")
@@ -275,6 +272,13 @@ def as_chunk_size(fn: str, value: Any) -> int | None:
     return size
 
 
+def check_range(fn: str, name: str, value: Any, low: float, high: float) -> None:
+    """Numbers must lie in [low, high]; arrays, which may be traced, are not looked into."""
+    if _is_number(value) and not low <= float(value) <= high:
+        wanted = "a number" if low == -np.inf else f"at least {low:g}" if high == np.inf else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{fn}: {name} must be {wanted}; got {value}")
+
+
 def check_reduction(fn: str, reduction: Any) -> None:
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         choices = ", ".join(repr(choice) for choice in REDUCTIONS)
@@ -295,6 +299,10 @@ def _as_real(fn: str, name: str, value: Any) -> Array:
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(f"{fn}: {name} must have a floating or integer dtype; got {array.dtype.name}")
     return array
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
 def _kind(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The error table: every bad argument, the error it raises at trace time, and the words that tell how to mend the call."""
 
+import inspect
 import re
 
 import jax
@@ -20,6 +21,11 @@ MULTICLASS = {
     "cross_entropy_from_log_probs: log_probs": from_log_probs,
 }
 BINARY = {"sigmoid_binary_cross_entropy: logits": sigmoid, "binary_cross_entropy_from_probs: probs": binary_probs}
+SOFTMAX_VARIANTS = {
+    "softmax_focal_loss: logits": jxent.softmax_focal_loss,
+    "poly1_cross_entropy: logits": jxent.poly1_cross_entropy,
+}
+SIGMOID_VARIANTS = {"sigmoid_focal_loss: logits": jxent.sigmoid_focal_loss}
 
 x = np.full((4, 10), 0.5, np.float32)
 ids = np.zeros(4, np.int32)
@@ -107,6 +113,22 @@ BINARY_TABLE = {
     "smoothing above 1": (x, x, {"label_smoothing": 2}, ValueError, "label_smoothing must be in [0, 1]; got 2"),
     "unknown reduction": (x, x, {"reduction": "batch"}, ValueError, "'none', 'sum', 'mean', 'partial'; got 'batch'"),
 }
+FOCAL_TABLE = {
+    "gamma below 0": (x, x, {"gamma": -1}, ValueError, "gamma must be at least 0; got -1"),
+    "gamma NaN": (x, x, {"gamma": np.nan}, ValueError, "gamma must be at least 0; got nan"),
+    "gamma an array": (x, x, {"gamma": np.ones(4)}, ValueError, "gamma must be a scalar; got shape (4,)|jax.vmap"),
+    "gamma None": (x, x, {"gamma": None}, TypeError, "gamma must be an array of numbers; got NoneType"),
+    "epsilon NaN": (x, x, {"epsilon": np.nan}, ValueError, "epsilon must be a number; got nan"),
+    "alpha above 1": (x, x, {"alpha": 2}, ValueError, "alpha must be in [0, 1]; got 2"),
+    "alpha below 0": (x, x, {"alpha": -1.0}, ValueError, "alpha must be in [0, 1]; got -1.0"),
+    "alpha of the wrong length": (
+        x,
+        x,
+        {"alpha": np.ones(4)},
+        ValueError,
+        "alpha has shape (4,); expected (10,)|or ()",
+    ),
+}
 MEAN_TABLE = {
     "values text": ("v", {}, TypeError, "weighted_mean: values must be an array of numbers"),
     "values complex": (x.astype(np.complex64), {}, TypeError, "weighted_mean: values must have a floating dtype"),
@@ -120,15 +142,18 @@ MEAN_TABLE = {
 
 
 def table(functions, rows):
+    """Each function with each row whose options it has."""
     return [
         pytest.param(fn, prefix, *row, id=f"{fn.__name__}-{name}")
         for prefix, fn in functions.items()
         for name, row in rows.items()
+        if row[2].keys() <= inspect.signature(fn).parameters.keys()
     ]
 
 
 CASES = table(MULTICLASS, MULTICLASS_TABLE) + table(BINARY, BINARY_TABLE)
-CASES += table(dict([next(iter(MULTICLASS.items()))]), SOFTMAX_TABLE)
+CASES += table(MULTICLASS, SOFTMAX_TABLE)
+CASES += table(SOFTMAX_VARIANTS, MULTICLASS_TABLE | FOCAL_TABLE) + table(SIGMOID_VARIANTS, BINARY_TABLE | FOCAL_TABLE)
 
 
 @pytest.mark.parametrize(("fn", "prefix", "scores", "labels", "options", "error", "words"), CASES)
