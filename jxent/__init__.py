@@ -1,6 +1,11 @@
 """Cross entropy for JAX: right on every row, complete, lean, and at home in JAX."""
 
 from jxent import torch_compat as torch_compat
+from jxent.class_weights import balanced_class_weights as balanced_class_weights
+from jxent.class_weights import class_counts as class_counts
+from jxent.class_weights import effective_number_weights as effective_number_weights
+from jxent.class_weights import log_prior_adjustment as log_prior_adjustment
+from jxent.labels import check_labels as check_labels
 from jxent.linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from jxent.probs import binary_cross_entropy_from_probs as binary_cross_entropy_from_probs
 from jxent.probs import cross_entropy_from_log_probs as cross_entropy_from_log_probs

@@ -51,6 +51,11 @@ SIGNATURES = {
     "cross_entropy_from_probs": (("probs", "labels"), MULTICLASS),
     "cross_entropy_from_log_probs": (("log_probs", "labels"), MULTICLASS),
     "binary_cross_entropy_from_probs": (("probs", "labels"), BINARY),
+    "class_counts": (("labels", "num_classes"), {"where": None}),
+    "balanced_class_weights": (("counts",), {}),
+    "effective_number_weights": (("counts",), {"beta": 0.999}),
+    "log_prior_adjustment": (("counts",), {"tau": 1.0}),
+    "check_labels": (("labels", "num_classes"), {"ignore_index": None}),
     "weighted_mean": (("values",), {"where": None, "sample_weight": None, "axis": None, "empty": 0.0}),
 }
 # torch's: every argument by position or by name.
@@ -63,7 +68,7 @@ TORCH_SIGNATURES = {
     "torch_compat.binary_cross_entropy_with_logits": {**TORCH_BINARY, "pos_weight": None},
 }
 CLASSES = {"Mean": ("total", "weight"), "CrossEntropyAux": ("log_z", "predicted")}
-LOSS_NAMES = [name for name in SIGNATURES if name != "weighted_mean"]
+LOSS_NAMES = [name for name, (_, keywords) in SIGNATURES.items() if "reduction" in keywords]
 # The one order of the keywords; each loss takes some of them.
 KEYWORDS = [
     "alpha",

@@ -45,9 +45,7 @@ SABOTAGES = {
         SOFTMAX,
         "masked_rows_are_exactly_zero and nan and softmax",
     ),
-    "ignore_index dropped": Sabotage(
-        TARGETS, "if ignored is not None and _holds", "if False and _holds", SOFTMAX, "ignore_index_masks"
-    ),
+    "ignore_index dropped": Sabotage(TARGETS, "if counted is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
     "smoothing dropped": Sabotage(
         TARGETS, "if self.smoothing is None:", "if True:", SOFTMAX, "one_option and label_smoothing and sum"
     ),
@@ -174,6 +172,23 @@ SABOTAGES = {
         "if False:",
         "tests/test_focal.py",
         "every_derivative and sigmoid",
+    ),
+    "bad labels left out of the counts": Sabotage(
+        "class_weights.py",
+        "jnp.where(jnp.any(ids < 0), jnp.nan, counts)",
+        "counts",
+        "tests/test_class_weights.py",
+        "bad_label",
+    ),
+    "absent classes counted": Sabotage(
+        "class_weights.py",
+        "_or_1(jnp.sum(occurs, dtype=counts.dtype))",
+        "jnp.asarray(counts.size, counts.dtype)",
+        "tests/test_class_weights.py",
+        "paper",
+    ),
+    "ignored labels refused": Sabotage(
+        "labels.py", "is_bad &= ids != ignored", "pass", "tests/test_labels.py", "passes_good_ones"
     ),
     "option missing from the overloads": Sabotage(
         "_core/signatures.py", "    ignore_index: int | None\n", "", "tests/test_typing.py", "overloads"

@@ -108,6 +108,15 @@ def means() -> Example:
     yield assert_type((part + part).total, Array), Array
 
 
+def helpers() -> Example:
+    counts = jxent.class_counts([0, 1, 1], 2, where=np.array([True, True, False]))
+    yield assert_type(counts, Array), Array
+    yield assert_type(jxent.balanced_class_weights([3, 1]), Array), Array
+    yield assert_type(jxent.effective_number_weights(counts, beta=0.9), Array), Array
+    yield assert_type(jxent.log_prior_adjustment(np.array([3, 1]), tau=jnp.float32(1)), Array), Array
+    yield assert_type(jxent.check_labels([0, 1], 2, ignore_index=-100), None), type(None)
+
+
 def transformed() -> Example:
     def loss_fn(logits: Array, labels: Array) -> Array:
         return jxent.softmax_cross_entropy(logits, labels, reduction="mean")

@@ -93,8 +93,8 @@ def make_targets(
                 f"{list(labels.shape)}); mask rows with where instead"
             )
         return Targets(labels, class_weight, None, smoothing, sample_weight, where, axis, vocab_axis_name)
-    if ignored is not None and _holds(labels.dtype, ignored):
-        counted = labels != jnp.array(ignored, labels.dtype)
+    counted = counted_ids(labels, ignored)
+    if counted is not None:
         where = counted if where is None else where & counted
     ids = checked_ids(labels, num_classes_of_all(num_classes, vocab_axis_name))
     if where is not None:
@@ -156,6 +156,13 @@ def make_binary_targets(
 def is_ids(labels: Array) -> bool:
     """Whether labels that passed the checks are class ids (else they are distributions)."""
     return jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+def counted_ids(labels: Array, ignored: int | None) -> Array | None:
+    """Which labels are not to be ignored; None for all."""
+    if ignored is None or not _holds(labels.dtype, ignored):
+        return None
+    return labels != jnp.array(ignored, labels.dtype)
 
 
 def checked_ids(labels: Array, num_classes: int) -> Array:

@@ -140,6 +140,51 @@ MEAN_TABLE = {
     "axis a float": (x, {"axis": 0.0}, TypeError, "weighted_mean: axis must be a static integer"),
 }
 
+HELPERS_TABLE = {
+    "float labels": (
+        lambda: jxent.class_counts([0.0], 2),
+        TypeError,
+        "class_counts: labels must have an integer dtype",
+    ),
+    "bool labels": (lambda: jxent.class_counts([True], 2), TypeError, "integer dtype (class ids); got bool"),
+    "no classes": (lambda: jxent.class_counts([0], 0), ValueError, "num_classes must be at least 1; got 0"),
+    "float num_classes": (lambda: jxent.class_counts([0], 2.0), TypeError, "num_classes must be a static integer"),
+    "float mask": (lambda: jxent.class_counts([0], 2, where=[1.0]), TypeError, "where must have dtype bool"),
+    "mask too long": (lambda: jxent.class_counts([0], 2, where=[True, False]), ValueError, "where has shape (2,)"),
+    "counts of rank 2": (lambda: jxent.balanced_class_weights([[1, 2]]), ValueError, "counts has shape (1, 2)"),
+    "bool counts": (lambda: jxent.balanced_class_weights([True]), TypeError, "counts must have a floating or integer"),
+    "beta above 1": (lambda: jxent.effective_number_weights([1], beta=1.1), ValueError, "beta must be in [0, 1]; got"),
+    "beta an array": (
+        lambda: jxent.effective_number_weights([1], beta=np.ones(2)),
+        ValueError,
+        "beta must be a scalar",
+    ),
+    "beta a bool": (lambda: jxent.effective_number_weights([1], beta=True), TypeError, "beta must have a floating"),
+    "tau below 0": (lambda: jxent.log_prior_adjustment([1], tau=-1), ValueError, "tau must be at least 0; got -1"),
+    "float labels to check": (
+        lambda: jxent.check_labels([0.0], 2),
+        TypeError,
+        "check_labels: labels must have an integer dtype",
+    ),
+    "traced float labels": (lambda: jax.eval_shape(lambda y: jxent.check_labels(y, 2), x), TypeError, "got float32"),
+    "ragged labels": (
+        lambda: jxent.check_labels([[0], [0, 1]], 2),
+        TypeError,
+        "labels must be an array of integers; got list",
+    ),
+    "text labels": (lambda: jxent.check_labels(["cat"], 2), TypeError, "integer dtype (class ids); got str"),
+    "no classes to check": (
+        lambda: jxent.check_labels([0], -1),
+        ValueError,
+        "check_labels: num_classes must be at least 1",
+    ),
+    "float ignore_index": (
+        lambda: jxent.check_labels([0], 2, ignore_index=0.5),
+        TypeError,
+        "ignore_index must be a static",
+    ),
+}
+
 
 def table(functions, rows):
     """Each function with each row whose options it has."""
@@ -171,6 +216,12 @@ def test_bad_argument_is_named(fn, prefix, scores, labels, options, error, words
 def test_weighted_mean_bad_argument_is_named(values, options, error, words):
     with pytest.raises(error, match=re.escape(words)):
         jxent.weighted_mean(values, **options)
+
+
+@pytest.mark.parametrize(("call", "error", "words"), HELPERS_TABLE.values(), ids=HELPERS_TABLE)
+def test_helpers_bad_argument_is_named(call, error, words):
+    with pytest.raises(error, match=re.escape(words)):
+        call()
 
 
 def test_ignore_index_tracer_is_named():
