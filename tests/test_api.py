@@ -15,7 +15,7 @@ import pytest
 
 import jxent
 from tests import oracle
-from tests.losses import LOSSES, assert_close, by_name
+from tests.losses import LOSSES, VARIANTS, assert_close, by_name
 
 PACKAGE = Path(jxent.__file__).parent
 ROOT = PACKAGE.parent
@@ -55,10 +55,24 @@ SIGNATURES = {
             "precision": None,
         },
     ),
+    "softmax_focal_loss": (
+        ("logits", "labels"),
+        {"gamma": 2.0, **WEIGHTS, "ignore_index": None, "axis": -1, "reduction": "none"},
+    ),
+    "poly1_cross_entropy": (("logits", "labels"), {"epsilon": 2.0, **MULTICLASS}),
     "sigmoid_binary_cross_entropy": (("logits", "labels"), BINARY),
+    "sigmoid_focal_loss": (
+        ("logits", "labels"),
+        {"alpha": None, "gamma": 2.0, "sample_weight": None, "where": None, "reduction": "none"},
+    ),
     "cross_entropy_from_probs": (("probs", "labels"), MULTICLASS),
     "cross_entropy_from_log_probs": (("log_probs", "labels"), MULTICLASS),
     "binary_cross_entropy_from_probs": (("probs", "labels"), BINARY),
+    "class_counts": (("labels", "num_classes"), {"where": None}),
+    "balanced_class_weights": (("counts",), {}),
+    "effective_number_weights": (("counts",), {"beta": 0.999}),
+    "log_prior_adjustment": (("counts",), {"tau": 1.0}),
+    "check_labels": (("labels", "num_classes"), {"ignore_index": None}),
     "weighted_mean": (("values",), {"where": None, "sample_weight": None, "axis": None, "empty": 0.0}),
 }
 # torch's: every argument by position or by name.
@@ -71,11 +85,14 @@ TORCH_SIGNATURES = {
     "torch_compat.binary_cross_entropy_with_logits": {**TORCH_BINARY, "pos_weight": None},
 }
 CLASSES = {"Mean": ("total", "weight"), "CrossEntropyAux": ("log_z", "predicted")}
-LOSS_NAMES = [name for name in SIGNATURES if name != "weighted_mean"]
+LOSS_NAMES = [name for name, (_, keywords) in SIGNATURES.items() if "reduction" in keywords]
 # The one order of the keywords; each loss takes some of them.
 KEYWORDS = [
     "bias",
     "transpose_kernel",
+    "alpha",
+    "gamma",
+    "epsilon",
     "pos_weight",
     "class_weight",
     "sample_weight",
@@ -175,7 +192,7 @@ def test_losses_options_are_refused_by_position(name):
         getattr(jxent, name)(*[jnp.full((2, 2), 0.5)] * len(SIGNATURES[name][0]), None)
 
 
-@pytest.mark.parametrize("loss", **by_name(LOSSES))
+@pytest.mark.parametrize("loss", **by_name([*LOSSES, *VARIANTS]))
 def test_losses_arguments_work_by_name(loss, rng):
     scores, labels = loss.inputs(rng, (3,))
     name = loss.name.split("-")[0]

@@ -45,9 +45,7 @@ SABOTAGES = {
         SOFTMAX,
         "masked_rows_are_exactly_zero and nan and softmax",
     ),
-    "ignore_index dropped": Sabotage(
-        TARGETS, "if ignored is not None and _holds", "if False and _holds", SOFTMAX, "ignore_index_masks"
-    ),
+    "ignore_index dropped": Sabotage(TARGETS, "if counted is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
     "smoothing dropped": Sabotage(
         TARGETS, "if self.smoothing is None:", "if True:", SOFTMAX, "one_option and label_smoothing and sum"
     ),
@@ -134,8 +132,8 @@ SABOTAGES = {
     "z-loss dropped": Sabotage(ROWS, "if z_loss is not None:", "if False:", SOFTMAX, "z_loss"),
     "tangent map kept": Sabotage(
         ROWS,
-        "jax.checkpoint(partial(_tangents, axis, vocab_axis_name), prevent_cse=False)",
-        "partial(_tangents, axis, vocab_axis_name)",
+        "jax.checkpoint(partial(row_tangents, axis, vocab_axis_name), prevent_cse=False)",
+        "partial(row_tangents, axis, vocab_axis_name)",
         "tests/test_memory.py",
         "reverse_mode",
     ),
@@ -146,6 +144,51 @@ SABOTAGES = {
         "sigmoid(x) * (1 - sigmoid(x)) * d_x",
         "tests/test_sigmoid.py",
         "second_derivative",
+    ),
+    "miss subtracted": Sabotage(
+        SUMS,
+        "(excess + (o.one - jnp.exp(_d(o))))",
+        "((excess + o.one) - jnp.exp(_d(o)))",
+        "tests/test_focal.py",
+        "digits and distributions",
+    ),
+    "miss not smoothed": Sabotage(
+        "_core/row_misses.py",
+        "targets.smoothed(miss, spread_miss, rows.live_classes)",
+        "miss",
+        "tests/test_properties.py",
+        "explicit_soft_labels and poly1_cross_entropy-ids",
+    ),
+    "focal factor's derivative divides by 0": Sabotage(
+        "_core/focal_terms.py",
+        "1 / jnp.where(is_zero, 1, x))",
+        "1 / x) + 0 / x",
+        "tests/test_focal.py",
+        "finite_to_second_order and ids",
+    ),
+    "focal factor without a derivative by gamma": Sabotage(
+        "_core/focal_terms.py",
+        "if not isinstance(d_exponent, SymbolicZero):",
+        "if False:",
+        "tests/test_focal.py",
+        "every_derivative and sigmoid",
+    ),
+    "bad labels left out of the counts": Sabotage(
+        "class_weights.py",
+        "jnp.where(jnp.any(ids < 0), jnp.nan, counts)",
+        "counts",
+        "tests/test_class_weights.py",
+        "bad_label",
+    ),
+    "absent classes counted": Sabotage(
+        "class_weights.py",
+        "_or_1(jnp.sum(occurs, dtype=counts.dtype))",
+        "jnp.asarray(counts.size, counts.dtype)",
+        "tests/test_class_weights.py",
+        "paper",
+    ),
+    "ignored labels refused": Sabotage(
+        "labels.py", "is_bad &= ids != ignored", "pass", "tests/test_labels.py", "passes_good_ones"
     ),
     "option missing from the overloads": Sabotage(
         "_core/signatures.py", "    ignore_index: int | None\n", "", "tests/test_typing.py", "overloads"

@@ -44,6 +44,15 @@ def every_loss() -> Example:
     yield assert_type(jxent.binary_cross_entropy_from_probs(PROBS, PROBS, reduction="partial"), Mean), Mean
 
 
+def variants() -> Example:
+    yield assert_type(jxent.softmax_focal_loss(ROWS, [0, 1], gamma=1), Array), Array
+    yield assert_type(jxent.softmax_focal_loss(ROWS, [0, 1], reduction="partial"), Mean), Mean
+    yield assert_type(jxent.poly1_cross_entropy(ROWS, PROBS, epsilon=jnp.float32(1)), Array), Array
+    yield assert_type(jxent.poly1_cross_entropy(ROWS, PROBS, reduction="partial"), Mean), Mean
+    yield assert_type(jxent.sigmoid_focal_loss(ROWS, PROBS, alpha=[0.25, 0.5]), Array), Array
+    yield assert_type(jxent.sigmoid_focal_loss(ROWS, PROBS, reduction="partial"), Mean), Mean
+
+
 def aux() -> Example:
     rows, of_rows = assert_type(
         jxent.softmax_cross_entropy(ROWS, [0, 1], return_aux=True), tuple[Array, CrossEntropyAux]
@@ -104,6 +113,15 @@ def means() -> Example:
     yield assert_type(part + part, Mean), Mean
     yield assert_type(part.value(empty=1), Array), Array
     yield assert_type((part + part).total, Array), Array
+
+
+def helpers() -> Example:
+    counts = jxent.class_counts([0, 1, 1], 2, where=np.array([True, True, False]))
+    yield assert_type(counts, Array), Array
+    yield assert_type(jxent.balanced_class_weights([3, 1]), Array), Array
+    yield assert_type(jxent.effective_number_weights(counts, beta=0.9), Array), Array
+    yield assert_type(jxent.log_prior_adjustment(np.array([3, 1]), tau=jnp.float32(1)), Array), Array
+    yield assert_type(jxent.check_labels([0, 1], 2, ignore_index=-100), None), type(None)
 
 
 def transformed() -> Example:

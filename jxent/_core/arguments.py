@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
+from jxent._core.dtypes import compute_dtype
 from jxent._core.shards import VocabAxis, varying_axes
 
 REDUCTIONS = ("none", "sum", "mean", "partial")
@@ -151,6 +152,43 @@ def _label_hint(labels: Array, scores: Array, axis: int) -> str:
     return ""
 
 
+def as_ids(fn: str, name: str, value: Any) -> Array:
+    """Integers of any shape."""
+    ids = as_array(fn, name, value)
+    _check_ids_dtype(fn, name, ids.dtype)
+    return ids
+
+
+def as_concrete_ids(fn: str, name: str, value: Any) -> np.ndarray:
+    """The same in NumPy: 64 bits are not narrowed, and nothing is traced."""
+    try:
+        ids = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{fn}: {name} must be an array of integers; got {type(value).__name__} ({error})") from error
+    _check_ids_dtype(fn, name, ids.dtype)
+    return ids
+
+
+def _check_ids_dtype(fn: str, name: str, dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{fn}: {name} must have an integer dtype (class ids); got {dtype.name}")
+
+
+def as_num_classes(fn: str, value: Any) -> int:
+    num_classes = as_integer(fn, "num_classes", value)
+    if num_classes < 1:
+        raise ValueError(f"{fn}: num_classes must be at least 1; got {num_classes}")
+    return num_classes
+
+
+def as_counts(fn: str, name: str, value: Any) -> Array:
+    """`[V]` numbers, in at least float32."""
+    counts = _as_real(fn, name, value)
+    if counts.ndim != 1:
+        raise ValueError(f"{fn}: {name} has shape {counts.shape}; expected one axis, a count for each class")
+    return counts.astype(compute_dtype(counts.dtype if jnp.issubdtype(counts.dtype, jnp.floating) else jnp.float32))
+
+
 def as_binary_labels(fn: str, scores_name: str, scores: Array, labels: Any) -> Array:
     """Bool, integer or floating labels, one for each element."""
     labels = as_array(fn, "labels", labels)
@@ -224,12 +262,11 @@ def as_hyper_parameter(
     fn: str, name: str, value: Any, dtype: Any, low: float = -np.inf, high: float = np.inf
 ) -> Array | None:
     """A scalar in the compute dtype, which may be traced; or None for the number 0. Numbers must lie in [low, high]."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_):
-        if not low <= float(value) <= high:
-            wanted = "a number" if low == -np.inf else f"in [{low:g}, {high:g}]"
-            raise ValueError(f"{fn}: {name} must be {wanted}; got {value}")
-        if value == 0:
-            return None
+    check_range(fn, name, value, low, high)
+    return None if is_number(value) and value == 0 else as_scalar(fn, name, value, dtype)
+
+
+def as_scalar(fn: str, name: str, value: Any, dtype: Any) -> Array:
     scalar = _as_real(fn, name, value)
     if scalar.ndim:
         raise ValueError(f"{fn}: {name} must be a scalar; got shape {scalar.shape}; use jax.vmap to try several")
@@ -284,6 +321,13 @@ def as_chunk_size(fn: str, value: Any) -> int | None:
     return size
 
 
+def check_range(fn: str, name: str, value: Any, low: float, high: float) -> None:
+    """Numbers must lie in [low, high]; arrays, which may be traced, are not looked into."""
+    if is_number(value) and not low <= float(value) <= high:
+        wanted = "a number" if low == -np.inf else f"at least {low:g}" if high == np.inf else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{fn}: {name} must be {wanted}; got {value}")
+
+
 def check_reduction(fn: str, reduction: Any) -> None:
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         choices = ", ".join(repr(choice) for choice in REDUCTIONS)
@@ -304,6 +348,10 @@ def _as_real(fn: str, name: str, value: Any) -> Array:
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(f"{fn}: {name} must have a floating or integer dtype; got {array.dtype.name}")
     return array
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
 def _kind(value: Any) -> str:

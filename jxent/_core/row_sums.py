@@ -123,6 +123,20 @@ def target_on_dead(o: Operands, axis: int) -> Array:
     return jnp.abs(target(o, axis)) * (o.one - live(o, axis))
 
 
+def target_missed(excess: Array, o: Operands, axis: int) -> Array:
+    """(1 + u) · q · (1 − p), with u as `excess`: at a maximum q · u."""
+    return target(o, axis) * (excess + (o.one - jnp.exp(_d(o))))
+
+
+def target_hit(o: Operands, axis: int) -> Array:
+    """(1 + u) · q · p."""
+    return target(o, axis) * jnp.exp(_d(o))
+
+
+def target_hit_below_max(o: Operands, axis: int) -> Array:
+    return -(target_hit(o, axis) * jnp.sign(_d(o)))
+
+
 def live(o: Operands, axis: int) -> Array:
     """1 where a logit is above −inf, else 0. Halving keeps the lowest finite number live."""
     x = o.logits.astype(o.row_max.dtype)

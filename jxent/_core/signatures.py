@@ -34,6 +34,12 @@ class ClassOptions(RowOptions, total=False):
     axis: int
 
 
+class SoftmaxFocalOptions(ClassOptions, total=False):
+    """Of `softmax_focal_loss`."""
+
+    gamma: Scalar
+
+
 class MulticlassOptions(ClassOptions, total=False):
     """Of the multiclass losses with label smoothing."""
 
@@ -62,9 +68,22 @@ class LinearOptions(RowOptions, total=False):
     precision: jax.lax.PrecisionLike
 
 
+class Poly1Options(MulticlassOptions, total=False):
+    """Of `poly1_cross_entropy`."""
+
+    epsilon: Scalar
+
+
 class BinaryOptions(RowOptions, total=False):
     """Of the binary cross entropies."""
 
     pos_weight: ArrayLike | None
     class_weight: ArrayLike | None
     label_smoothing: Scalar
+
+
+class SigmoidFocalOptions(RowOptions, total=False):
+    """Of `sigmoid_focal_loss`."""
+
+    alpha: ArrayLike | None
+    gamma: Scalar

@@ -120,7 +120,7 @@ def _softmax_rows(
 #
 #   ∂loss/∂x_c = T·p_c − t_c,   ∂loss/∂t_c = log1p(u) − d_c,   ∂u/∂x_c = exp(d_c)
 #
-# T·p − t cancels where p → 1, which is why `_label_slope` and `_target_slope` write that element differently. The rule
+# T·p − t cancels where p → 1, which is why `_label_slope` and `target_slope` write that element differently. The rule
 # calls `_softmax_rows` for its primal, so it is itself differentiable to any order, and the tangent map runs under
 # `jax.checkpoint`: reverse mode keeps its inputs and the O(N) `rows`, and remakes the [N, V] softmax on the way back.
 # All that it sums over the classes is linear in a tangent, so that its transpose is elementwise and sums nothing.
@@ -129,7 +129,7 @@ def _softmax_rows_jvp(
 ) -> tuple[Rows, Rows]:
     rows = _softmax_rows(*primals, axis, smooth, vocab_axis_name)
     d_logits, d_labels, d_class_weight, _ = (None if isinstance(t, SymbolicZero) else t for t in tangents)
-    tangent_map = jax.checkpoint(partial(_tangents, axis, vocab_axis_name), prevent_cse=False)
+    tangent_map = jax.checkpoint(partial(row_tangents, axis, vocab_axis_name), prevent_cse=False)
     return rows, tangent_map(rows, *primals, d_logits, d_labels, d_class_weight)
 
 
@@ -206,7 +206,7 @@ def _rows(row_max: Array, sums: dict[str, Array], is_bad: Array | None) -> Rows:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _tangents(
+def row_tangents(
     axis: int,
     vocab_axis_name: VocabAxis,
     rows: Rows,
@@ -277,7 +277,7 @@ def _target_tangents(
     loss = mass = others = jnp.zeros_like(rows.row_max)
     total = partial(jnp.sum, axis=axis, keepdims=True)
     if v is not None:
-        loss = total(_target_slope(d, rows, target, t) * v)
+        loss = total(target_slope(d, rows, target, t) * v)
     if d_t is not None:
         surprise = jnp.where(uncounted, 0, jnp.log1p(rows.excess) - jnp.where(uncounted, 0, d))
         loss = loss + total(surprise * d_t)
@@ -292,7 +292,7 @@ def _label_slope(d: Array, rows: Rows, labels: Array, axis: int, vocab_axis_name
     return jnp.where(class_ids(d.shape, axis) == y, jnp.expm1(-rows.label.loss), jnp.exp(d) * scale)
 
 
-def _target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
+def target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
     """∂loss/∂x for a target: T·p_c − t_c, rewritten as Σ_{c≠r} t_c − T·(1 − p_r) at a maximum r with p_r > 1/2.
 
     There t_r may be near T·p_r; with a smaller p_r it is the rewritten form that cancels. 1 − p_r is (u − expm1(d_r)) / (1 + u): the last term is 0 in value, as d_r is, but not under differentiation.

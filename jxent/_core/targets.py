@@ -42,12 +42,16 @@ class Targets(NamedTuple):
         """−Σ_c w_c q_c log p_c of each row: the label's loss (unweighted for ids) and, smoothed, the spread's mixed."""
         if self.label_weight is not None:
             label_loss = _scaled(self.label_weight, label_loss)
+        return self.smoothed(label_loss, spread_loss, live_classes)
+
+    def smoothed(self, of_label: Array, of_spread: Array | None, live_classes: Array | None) -> Array:
+        """What is linear in the target, from that of the label and that of 1 in every live class."""
         if self.smoothing is None:
-            return label_loss
-        assert spread_loss is not None
+            return of_label
+        assert of_spread is not None
         assert live_classes is not None
         share = self.smoothing / jnp.maximum(live_classes, 1)
-        return _scaled(1 - self.smoothing, label_loss) + share * spread_loss
+        return _scaled(1 - self.smoothing, of_label) + share * of_spread
 
     def row_weight(self, mass: Array | None) -> Array | None:
         """What each row counts in a mean, sample_weight apart: w_y for ids, Σ_c w_c q_c (its `mass`) else; None is 1."""
@@ -89,8 +93,8 @@ def make_targets(
                 f"{list(labels.shape)}); mask rows with where instead"
             )
         return Targets(labels, class_weight, None, smoothing, sample_weight, where, axis, vocab_axis_name)
-    if ignored is not None and _holds(labels.dtype, ignored):
-        counted = labels != jnp.array(ignored, labels.dtype)
+    counted = counted_ids(labels, ignored)
+    if counted is not None:
         where = counted if where is None else where & counted
     ids = checked_ids(labels, num_classes_of_all(num_classes, vocab_axis_name))
     if where is not None:
@@ -152,6 +156,13 @@ def make_binary_targets(
 def is_ids(labels: Array) -> bool:
     """Whether labels that passed the checks are class ids (else they are distributions)."""
     return jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+def counted_ids(labels: Array, ignored: int | None) -> Array | None:
+    """Which labels are not to be ignored; None for all."""
+    if ignored is None or not _holds(labels.dtype, ignored):
+        return None
+    return labels != jnp.array(ignored, labels.dtype)
 
 
 def checked_ids(labels: Array, num_classes: int) -> Array:
