@@ -78,7 +78,9 @@ class Mean(NamedTuple):
         return _quotient(jnp.asarray(self.total), jnp.asarray(self.weight), empty)
 
     def psum(self, axis_name: Hashable) -> Mean:
-        """Adds both fields over a mapped axis, as `jax.lax.psum` does.
+        """Adds both fields over a mapped axis, as `jax.lax.psum` does; `.value()` is then the mean of the whole axis.
+
+        A mean of the devices' means is another number wherever one has more weight than another.
 
         Args:
             axis_name: the name, or a tuple of names, of axes of a `shard_map`, `vmap` or `pmap` around the call.

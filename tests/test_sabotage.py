@@ -22,7 +22,8 @@ class Sabotage(NamedTuple):
 
 
 ROWS, SUMS, TARGETS = "_core/softmax_rows.py", "_core/row_sums.py", "_core/targets.py"
-SOFTMAX = "tests/test_softmax.py"
+SHARDS = "_core/shards.py"
+SOFTMAX, VOCAB_AXIS = "tests/test_softmax.py", "tests/test_vocab_axis.py"
 SABOTAGES = {
     "mask dropped from the value": Sabotage(
         ROWS,
@@ -138,6 +139,38 @@ SABOTAGES = {
         "reverse_mode",
     ),
     "barriers dropped": Sabotage(SUMS, "if self.cpu:", "if False:", "tests/test_memory.py", "rows_only"),
+    "smoothing by the classes of one device": Sabotage(
+        ROWS,
+        "| summed(of_slope, vocab_axis_name)",
+        "| summed(of_slope, vocab_axis_name) | "
+        '({"live": lax.pmean(sums["live"], vocab_axis_name)} if smooth and vocab_axis_name else {})',
+        VOCAB_AXIS,
+        "oracle_inside and ids",
+    ),
+    "class weight of an id added by every device": Sabotage(
+        TARGETS,
+        "jnp.where(own < 0, 0, _at_ids(",
+        "jnp.where(own < -1, 0, _at_ids(",
+        VOCAB_AXIS,
+        "oracle_inside and ids",
+    ),
+    "ids checked against the classes of one device": Sabotage(
+        SHARDS, "num_classes * lax.axis_size(vocab_axis_name)", "num_classes", VOCAB_AXIS, "every_sort and ids-float32"
+    ),
+    "predicted ids of one device": Sabotage(ROWS, "first + predicted", "predicted", VOCAB_AXIS, "every_sort and ids-f"),
+    "check_vma not asked": Sabotage(
+        "_core/arguments.py", "if missing or not names:", "if not names:", VOCAB_AXIS, "refused and check_vma"
+    ),
+    "axes of labels and logits not aligned": Sabotage(
+        ROWS,
+        "aligned((logits, labels, class_weight, where), apart_from=vocab_axis_name)",
+        "(logits, labels, class_weight, where)",
+        "tests/test_sharding.py",
+        "replicated",
+    ),
+    "windows cut anywhere": Sabotage(
+        SUMS, "while width % 2 == 0", "while width % 2 > 1", "tests/test_communication.py", "window and 40000"
+    ),
     "second derivative subtracted": Sabotage(
         "_core/sigmoid_terms.py",
         "sigmoid(x) * sigmoid(-x) * d_x",

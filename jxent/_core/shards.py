@@ -45,9 +45,9 @@ def own_ids(ids: Array, num_classes: int, vocab_axis_name: VocabAxis) -> Array:
 
 def summed(arrays: Any, vocab_axis_name: VocabAxis) -> Any:
     """A pytree of arrays of one shape and dtype, each summed over all devices, in one all-reduce."""
-    if vocab_axis_name is None:
-        return arrays
     leaves, structure = jax.tree.flatten(arrays)
+    if vocab_axis_name is None or not leaves:
+        return arrays
     return jax.tree.unflatten(structure, list(lax.psum(jnp.stack(leaves), vocab_axis_name)))
 
 

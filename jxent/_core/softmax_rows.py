@@ -148,13 +148,15 @@ def _forward(
 ) -> Rows:
     row_max = highest(jnp.max(logits.astype(compute_dtype(logits.dtype)), axis, keepdims=True), vocab_axis_name)
     own = own_ids(labels, logits.shape[axis], vocab_axis_name) if is_ids(labels) else labels
-    sums = lax.platform_dependent(
+    sums, of_slope = lax.platform_dependent(
         *aligned((logits, row_max, own, class_weight)),
         cpu=partial(_class_sums, axis, smooth, True),
         default=partial(_class_sums, axis, smooth, False),
     )
-    rows = _rows(row_max, summed(sums, vocab_axis_name), jnp.expand_dims(labels < 0, axis) if is_ids(labels) else None)
-    rows = _squeezed(rows, axis)
+    # Two all-reduces, so that what only a derivative needs is dropped where there is none.
+    sums = summed(sums, vocab_axis_name) | summed(of_slope, vocab_axis_name)
+    is_bad = jnp.expand_dims(labels < 0, axis) if is_ids(labels) else None
+    rows = _squeezed(_rows(row_max, sums, is_bad), axis)
     if where is None:
         return rows
     return jax.tree.map(lambda field: jnp.where(where, field, 0), rows)
@@ -162,27 +164,27 @@ def _forward(
 
 def _class_sums(
     axis: int, smooth: bool, cpu: bool, logits: Array, row_max: Array, labels: Array, class_weight: Array | None
-) -> dict[str, Array]:
-    """What `_rows` needs to have summed over the classes."""
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What `_rows` needs to have summed over the classes: for the losses, and for their derivatives alone."""
     if cpu:
         logits, row_max = lax.optimization_barrier((logits, row_max))
     sums = RowSums(axis, cpu, logits, row_max, labels, class_weight)
     if is_ids(labels):
         y = jnp.expand_dims(labels, axis)
         d_label = entry_at(logits, y, axis, cpu).astype(row_max.dtype) - row_max
-        result = {"d_label": jnp.where(y < 0, 0, d_label), "others": sums.of(exp_of_others)}
+        result, of_slope = {"d_label": jnp.where(y < 0, 0, d_label), "others": sums.of(exp_of_others)}, {}
     else:
         # sign(d) is −1 but at the maxima, where it is 0: this counts them, and leaves their exp(0) = 1 out of the sum.
         result = {"num_maxima": logits.shape[axis] + sums.of(sign_d), "others": sums.of(exp_below_max)}
         result |= {"mass": sums.of(target), "dot_d": sums.of(target_dot_d), "on_dead": sums.of(target_on_dead)}
-        result["below_max"] = sums.of(target_below_max)
+        of_slope = {"below_max": sums.of(target_below_max)}
     if smooth:
         result["live"] = sums.of(live)
         if class_weight is not None:
             result["live_weight"] = sums.of(live_weight)
         result["live_dot_d"] = sums.of(live_weight_dot_d)
-        result["live_below_max"] = sums.of(live_weight_below_max)
-    return result
+        of_slope["live_below_max"] = sums.of(live_weight_below_max)
+    return result, of_slope
 
 
 def _rows(row_max: Array, sums: dict[str, Array], is_bad: Array | None) -> Rows:
