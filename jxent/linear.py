@@ -127,9 +127,10 @@ def linear_softmax_cross_entropy(
             Pad the classes with a bias of −inf if need be. Default: each device has all classes. Under `jit` alone,
             arrays may be split in any way without this.
         return_aux: whether to return a `CrossEntropyAux` too, with `log_z` after the softcap.
-        chunk_size: rows per chunk; a static integer. Default: what 64 MiB of logits allow in the result dtype, and of
-            those sizes one that divides N if there is one. On a mesh that splits the rows take one that divides N and
-            that the number of devices divides. The result does not depend on it beyond rounding.
+        chunk_size: rows per chunk; a static integer. Default: as many as have 64 MiB of logits in the result dtype on a
+            device, or a quarter of the kernel's gradient if that is more; and of such sizes one that divides N if there
+            is one. On a mesh with Auto axes that split the rows, take one that divides N and that the number of devices
+            divides. The result does not depend on it beyond rounding.
         precision: of the matmuls, as in `jax.lax.dot_general`.
 
     Returns:

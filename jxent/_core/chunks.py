@@ -15,7 +15,9 @@ from jax import Array, lax
 
 from jxent._core.shards import zeros_of
 
-# What the logits of one chunk may take, in the dtype they are computed in.
+# What the logits of one chunk may take on a device, in the dtype they are computed in; or a quarter of the kernel's
+# gradient, if that is more: so a chunk is never what fills the memory, and wide kernels, whose gradient is read and
+# written once a chunk, get the thousand rows or more that hide this behind the matmuls.
 CHUNK_BYTES = 64 * 2**20
 # Of a chunk that has to be filled with padding.
 _MOST_PADDED_ROWS = 512
@@ -29,15 +31,16 @@ class ChunkPlan(NamedTuple):
     remainder: int
 
 
-def plan_chunks(num_rows: int, chunk_size: int | None, row_bytes: int) -> ChunkPlan:
-    """Chunks of `chunk_size` rows; or, for None, of what `CHUNK_BYTES` allow, cut so that they fill the rows if they can.
+def plan_chunks(num_rows: int, chunk_size: int | None, row_bytes: int, budget: int) -> ChunkPlan:
+    """Chunks of `chunk_size` rows; or, for None, of what the budget allows, cut so that they fill the rows if they can.
 
     Args:
         num_rows: N, which may be 0; or symbolic, as while exporting, and then a multiple of the chunks (see `padding`).
         chunk_size: positive, or None.
         row_bytes: what one row of logits takes.
+        budget: what one chunk of them may take.
     """
-    largest = max(CHUNK_BYTES // row_bytes, 1)
+    largest = max(budget // row_bytes, 1)
     if not isinstance(num_rows, int):
         size = chunk_size or min(largest, _MOST_PADDED_ROWS)
         return ChunkPlan(num_rows // size, size, 0)
@@ -52,11 +55,11 @@ def plan_chunks(num_rows: int, chunk_size: int | None, row_bytes: int) -> ChunkP
     return ChunkPlan(num_rows // size, size, num_rows % size)
 
 
-def padding(num_rows: Any, chunk_size: int | None, row_bytes: int) -> Any:
+def padding(num_rows: Any, chunk_size: int | None, row_bytes: int, budget: int) -> Any:
     """How many rows to add, so that chunks fill them: of a symbolic number of rows there can be no remainder."""
     if isinstance(num_rows, int):
         return 0
-    size = plan_chunks(num_rows, chunk_size, row_bytes).size
+    size = plan_chunks(num_rows, chunk_size, row_bytes, budget).size
     return -(-num_rows // size) * size - num_rows
 
 

@@ -24,6 +24,7 @@ def evaluate_on_mesh(
         # Where the kernel is split over D it is gathered once, before the loop, not the logits of each chunk added up.
         spec = P(P.UNCONSTRAINED, None) if config.transpose_kernel else P(None, P.UNCONSTRAINED)
         shared = shared._replace(kernel=lax.with_sharding_constraint(shared.kernel, NamedSharding(mesh, spec)))
+        config = config._replace(num_devices=mesh.size)
     return evaluate_linear(config, rows, shared, coefficient)
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jxent._core.chunks import map_chunks, padding, plan_chunks
+from jxent._core.chunks import CHUNK_BYTES, map_chunks, padding, plan_chunks
 from jxent._core.dtypes import compute_dtype
 from jxent._core.shards import VocabAxis, aligned
 from jxent._core.softmax_rows import predicted_ids, row_losses
@@ -55,6 +55,7 @@ class Config(NamedTuple):
         precision: of the matmuls, as `jax.lax.dot_general` takes it.
         vocab_axis_name: the axes of a `shard_map` that split V, or None.
         with_aux: whether `log_z` and `predicted` are asked for; else they are None.
+        num_devices: how many share each chunk, where XLA is left to find out how.
     """
 
     chunk_size: int | None
@@ -62,6 +63,7 @@ class Config(NamedTuple):
     precision: Any
     vocab_axis_name: VocabAxis
     with_aux: bool
+    num_devices: int = 1
 
 
 class LinearAux(NamedTuple):
@@ -240,10 +242,12 @@ def softcap(logits: Array, cap: Array) -> Array:
     return jnp.where(is_dead, -jnp.inf, cap * jnp.tanh(jnp.where(is_dead, 0, logits) / cap))
 
 
-def _sizes(config: Config, rows: PerRow, shared: Shared) -> tuple[int, int | None, int]:
+def _sizes(config: Config, rows: PerRow, shared: Shared) -> tuple[int, int | None, int, int]:
     """What chunks are planned from."""
-    num_rows, num_classes = rows.hidden.shape[0], shared.kernel.shape[int(not config.transpose_kernel)]
-    return num_rows, config.chunk_size, num_classes * compute_dtype(rows.hidden.dtype).itemsize
+    num_classes = shared.kernel.shape[int(not config.transpose_kernel)]
+    itemsize = compute_dtype(rows.hidden.dtype).itemsize
+    budget = config.num_devices * max(CHUNK_BYTES, shared.kernel.size * itemsize // config.num_devices // 4)
+    return rows.hidden.shape[0], config.chunk_size, num_classes * itemsize, budget
 
 
 def _products(config: Config, rows: PerRow, shared: Shared) -> Array:
