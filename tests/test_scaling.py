@@ -24,7 +24,7 @@ def page():
 
 
 def partial_loss(hidden, kernel, labels):
-    return jxent.softmax_cross_entropy(hidden @ kernel, labels, reduction="partial", vocab_axis_name="vocab")
+    return jxent.linear_softmax_cross_entropy(hidden, kernel, labels, reduction="partial", vocab_axis_name="vocab")
 
 
 def program(data, vocab, fsdp):

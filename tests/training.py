@@ -44,7 +44,7 @@ def batch_of(step):
 
 def partial_loss(hidden, kernel, labels, vocab_axis_name=None):
     options = {"ignore_index": -100, "label_smoothing": 0.1, "z_loss": 1e-2, "vocab_axis_name": vocab_axis_name}
-    return jxent.softmax_cross_entropy(hidden @ kernel, labels, reduction="partial", **options)
+    return jxent.linear_softmax_cross_entropy(hidden, kernel, labels, reduction="partial", chunk_size=5, **options)
 
 
 def loss_on_one_device(parameters, batch):
