@@ -60,7 +60,28 @@ def check_quickstart(text):
     assert "label -100, not masked:   optax nan, jxent nan\n" in text
 
 
-CHECKS = {"quickstart": check_quickstart}
+def check_sharding(text):
+    assert text.startswith("8 devices\n")
+    losses = dict(re.findall(r"^(Auto|Explicit|shard_map) +loss (\d+\.\d{6}), largest difference", text, re.MULTILINE))
+    one = float(re.search(r"^one device: loss (\d+\.\d{6}),", text, re.MULTILINE).group(1))
+    assert set(losses) == {"Auto", "Explicit", "shard_map"}
+    assert all(abs(float(loss) - one) <= 1e-5 for loss in losses.values())
+
+    # A device has 1024 classes of width 128; Auto axes may send their gradient more often than once.
+    numbers = r"gradient of the kernel ([\d,]+) bytes,  gradient of the hidden states ([\d,]+) bytes,"
+    sent = {
+        way: tuple(int(n.replace(",", "")) for n in found)
+        for way, *found in re.findall(rf"^(Auto|Explicit|shard_map) +{numbers}", text, re.MULTILINE)
+    }
+    kernel, hidden = 4 * 128 * 1024, 4 * 128 * 128
+    assert sent["Explicit"] == sent["shard_map"] == (kernel, hidden)
+    assert sent["Auto"][0] % kernel == 0
+    assert sent["Auto"][1] == hidden
+    assert len(re.findall(r"^all-reduce .* no +1 ", text, re.MULTILINE)) >= 6
+    assert re.search(r"^all-reduce .* yes +4 ", text, re.MULTILINE)
+
+
+CHECKS = {"quickstart": check_quickstart, "sharding": check_sharding}
 
 
 def test_there_is_a_check_for_each_notebook():
