@@ -24,6 +24,7 @@ class Sabotage(NamedTuple):
 ROWS, SUMS, TARGETS = "_core/softmax_rows.py", "_core/row_sums.py", "_core/targets.py"
 SHARDS = "_core/shards.py"
 SOFTMAX, VOCAB_AXIS = "tests/test_softmax.py", "tests/test_vocab_axis.py"
+LINEAR, FUSED = "_core/linear_rows.py", "tests/test_linear.py"
 SABOTAGES = {
     "mask dropped from the value": Sabotage(
         ROWS,
@@ -259,6 +260,61 @@ SABOTAGES = {
         "label_smoothing=0.1",
         "tests/test_migrating.py",
         "optax",
+    ),
+    "masked hidden states meet the matmuls": Sabotage(
+        LINEAR,
+        "return rows.hidden if rows.where is None else jnp.where(rows.where[:, None], rows.hidden, 0)",
+        "return rows.hidden",
+        FUSED,
+        "masked_rows and mean and ids",
+    ),
+    "cotangents of rows dropped": Sabotage(
+        LINEAR,
+        "_differentiate(config, rows, shared, cotangents[0], wanted)",
+        "_differentiate(config, rows, shared, jnp.ones_like(cotangents[0]), wanted)",
+        FUSED,
+        "plain_formula and 31 and None",
+    ),
+    "cotangent of the total dropped": Sabotage(
+        LINEAR,
+        "lambda gradient: d_total * gradient, gradients",
+        "lambda gradient: gradient, gradients",
+        FUSED,
+        "plain_formula and 31 and None",
+    ),
+    "remainder of the rows dropped": Sabotage(
+        "_core/chunks.py",
+        "sums = jax.tree.map(jnp.add, sums, terms)\n    return",
+        "sums = sums\n    return",
+        FUSED,
+        "plain_formula and 31 and None",
+    ),
+    "chunks left in their own order": Sabotage(
+        "_core/chunks.py", "lambda a: a.swapaxes(0, 1)", "lambda a: a", FUSED, "does_not_depend_on_the_chunks"
+    ),
+    "softcap without its derivative": Sabotage(
+        LINEAR,
+        "softcap(logits, shared.logit_softcap)",
+        "logits + lax.stop_gradient(softcap(logits, shared.logit_softcap) - logits)",
+        FUSED,
+        "plain_formula and 31 and 5.0",
+    ),
+    "softcap of a class that does not exist": Sabotage(
+        LINEAR, "jnp.where(is_dead, -jnp.inf, cap", "jnp.where(False, -jnp.inf, cap", FUSED, "padded_columns"
+    ),
+    "kernel gradient rounded chunk by chunk": Sabotage(
+        LINEAR,
+        "return _matmul(config, *operands, 0, 0)",
+        "return _matmul(config, *operands, 0, 0).astype(rows.hidden.dtype)",
+        FUSED,
+        "gradients_have_their_arguments_dtypes or errors",
+    ),
+    "d_hidden not added over the classes' devices": Sabotage(
+        LINEAR,
+        "beside_classes = aligned(beside_classes)",
+        "beside_classes = dict(beside_classes)",
+        "tests/test_linear_meshes.py",
+        "inside_and_outside and ids",
     ),
 }
 
