@@ -225,7 +225,7 @@ SABOTAGES = {
         "labels.py", "is_bad &= ids != ignored", "pass", "tests/test_labels.py", "passes_good_ones"
     ),
     "option missing from the overloads": Sabotage(
-        "_core/signatures.py", "    ignore_index: int | None\n", "", "tests/test_typing.py", "overloads"
+        "_core/signatures.py", "    axis: int\n", "", "tests/test_typing.py", "overloads"
     ),
     "probabilities' slope not clamped": Sabotage(
         "_core/probability_rows.py", "jnp.maximum(p, _LOWEST_PROB)", "p", "tests/test_probs.py", "still_push"
