@@ -80,11 +80,13 @@ def test_class_counts_beyond_float32_ones():
 
 
 def test_balanced_class_weights_are_those_of_scikit_learn(rng):
-    sklearn = pytest.importorskip("sklearn.utils.class_weight")
+    pytest.importorskip("sklearn")
+    from sklearn.utils.class_weight import compute_class_weight  # noqa: PLC0415
+
     labels = rng.choice([0, 2, 3, 6], size=200, p=[0.05, 0.6, 0.3, 0.05])
     weights = jxent.balanced_class_weights(jxent.class_counts(labels, 7))
     want = np.zeros(7)
-    want[np.unique(labels)] = sklearn.compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    want[np.unique(labels)] = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
     assert_close(weights, want)
     assert_close(np.asarray(weights)[labels].mean(), 1)
 

@@ -320,29 +320,18 @@ SABOTAGES = {
 }
 
 
-# Forks of a process that has imported what every test imports, which takes longer than many a break; jax starts no thread
-# before it is first used.
+# Each break runs in a fork of a process that has imported what all tests import, which takes longer than many a break. jax
+# starts no threads at its import.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "numpy", "jax.numpy", "optax", "mpmath"])
+# Without the plugins that would only cost time.
+OPTIONS = "-x -q -p no:cacheprovider -p no:xdist -p no:hypothesispytest"
 
 
 def run_on_copy(folder: Path, tests: str, select: str) -> tuple[int | None, str]:
     """The exit status (None: none in time) and the output of pytest on the copy in `folder`."""
     log = folder / "log"
-    arguments = [
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:hypothesispytest",
-        tests,
-        "-k",
-        select,
-    ]
-    process = FORKS.Process(target=_run_pytest, args=(folder, arguments, log))
+    process = FORKS.Process(target=_run_pytest, args=(folder, [*OPTIONS.split(), tests, "-k", select], log))
     process.start()
     process.join(300)
     process.kill()
