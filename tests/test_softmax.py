@@ -1,5 +1,7 @@
 """The semantics of the multiclass losses, sentence by sentence, on every one of them where the sentence holds for all."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,41 +189,44 @@ def test_bad_binary_integer_is_nan():
 POISON = [np.nan, np.inf, -np.inf, 1e38]
 
 
+def masked(loss, diff, fixed, reduction="none"):
+    """Calls the loss with the arguments that have a derivative in `diff` and the others in `fixed`."""
+    options = {**diff, **fixed}
+    return loss.call(options.pop("scores"), options.pop("labels"), reduction=reduction, **options)
+
+
+@functools.cache
+def compiled_masked(loss, reduction="none"):
+    """One function for all poisons."""
+    return jax.jit(functools.partial(masked, loss, reduction=reduction))
+
+
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("loss", **by_name(LOSSES))
 def test_masked_rows_are_exactly_zero(loss, poison, rng):
     """Scores, labels and weights of a masked row may hold anything: not a trace of it reaches value or gradient."""
     scores, labels = loss.inputs(rng, (5, 2))
     rows = loss.rows(scores)
-    options = options_of(loss, rng, rows) | {"where": np.arange(5).reshape(5, *(1 for _ in rows[1:])) != 3}
-    options = {name: np.asarray(value) for name, value in options.items()}
-    options = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in options.items()}
-    where = options.pop("where")
-
-    def value(diff, reduction="none"):
-        keys = ("scores", "labels") if loss.has_float_labels else ("scores",)
-        rest = {name: array for name, array in diff.items() if name not in keys}
-        soft = diff["labels"] if loss.has_float_labels else diff_labels
-        return loss.call(diff["scores"], soft, where=where, reduction=reduction, **rest)
-
-    diff_labels = labels
-    clean = {"scores": scores, **options} | ({"labels": labels} if loss.has_float_labels else {})
-    dirty = {name: np.array(array) for name, array in clean.items()}
+    clean = {"scores": scores, **options_of(loss, rng, rows)}
+    clean = {k: np.asarray(v, np.float32) for k, v in clean.items() if k != "where"}
+    clean_fixed = {"where": np.arange(5).reshape(5, *(1 for _ in rows[1:])) != 3}
+    (clean_fixed if loss.has_ids else clean)["labels"] = labels
+    dirty, dirty_fixed = ({k: np.array(v) for k, v in part.items()} for part in (clean, clean_fixed))
     for name in {"scores", "labels", "sample_weight"} & set(dirty):
         dirty[name][3] = poison
+    if loss.has_ids:
+        dirty_fixed["labels"][3] = -7
+
     for reduction in REDUCTIONS:
-        want = value(clean, reduction)
-        if loss.has_ids:
-            diff_labels = labels.copy()
-            diff_labels[3] = -7
-        got = jax.jit(value, static_argnums=1)(dirty, reduction)
-        assert_close(jnp.hstack(jax.tree.leaves(got)), jnp.hstack(jax.tree.leaves(want)), factor=1)
-    assert not np.any(value(dirty)[3])
-    for run in (value, jax.jit(value)):
-        rows_shape = value(clean).shape
-        cotangent = rng.normal(size=rows_shape).astype(np.float32)
-        want = jax.vjp(run, clean)[1](jnp.asarray(cotangent))[0]
-        got = jax.vjp(run, dirty)[1](jnp.asarray(cotangent))[0]
+        want = masked(loss, clean, clean_fixed, reduction)
+        got = compiled_masked(loss, reduction)(dirty, dirty_fixed)
+        assert_close(jnp.hstack(jax.tree.leaves(got)), jnp.hstack(jax.tree.leaves(want)))
+    value = masked(loss, dirty, dirty_fixed)
+    assert not np.any(value[3])
+    cotangent = jnp.asarray(rng.normal(size=value.shape), jnp.float32)
+    for run in (functools.partial(masked, loss), compiled_masked(loss)):
+        want = jax.vjp(lambda diff, run=run: run(diff, clean_fixed), clean)[1](cotangent)[0]
+        got = jax.vjp(lambda diff, run=run: run(diff, dirty_fixed), dirty)[1](cotangent)[0]
         for name in got:
             if name in ("scores", "labels", "sample_weight"):
                 assert not np.any(got[name][3]), name
