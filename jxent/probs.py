@@ -3,25 +3,40 @@
 Where logits are at hand, the losses from logits are the accurate ones: a float32 probability near 1 has lost its digits.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import Any, Unpack, overload
 
 from jax import Array
 
 from jxent._core import arguments
 from jxent._core.probability_rows import binary_probability_terms, probability_rows
+from jxent._core.signatures import ArrayLike, BinaryOptions, MulticlassOptions, Scalar, ToArray, ToMean
 from jxent._core.targets import make_binary_targets, make_targets
-from jxent.reduction import reduce_rows
+from jxent.reduction import Mean, reduce_rows
 
 
+@overload
 def cross_entropy_from_probs(
-    probs: Any,
-    labels: Any,
+    probs: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[MulticlassOptions]
+) -> Array: ...
+@overload
+def cross_entropy_from_probs(
+    probs: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[MulticlassOptions]
+) -> Mean: ...
+@overload
+def cross_entropy_from_probs(
+    probs: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[MulticlassOptions]
+) -> Any: ...
+def cross_entropy_from_probs(
+    probs: ArrayLike,
+    labels: ArrayLike,
     *,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    where: Any = None,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    label_smoothing: Any = 0.0,
+    label_smoothing: Scalar = 0.0,
     axis: int = -1,
     reduction: str = "none",
 ) -> Any:
@@ -94,15 +109,27 @@ def cross_entropy_from_probs(
     return _reduced(probs, targets, True, reduction)
 
 
+@overload
 def cross_entropy_from_log_probs(
-    log_probs: Any,
-    labels: Any,
+    log_probs: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[MulticlassOptions]
+) -> Array: ...
+@overload
+def cross_entropy_from_log_probs(
+    log_probs: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[MulticlassOptions]
+) -> Mean: ...
+@overload
+def cross_entropy_from_log_probs(
+    log_probs: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[MulticlassOptions]
+) -> Any: ...
+def cross_entropy_from_log_probs(
+    log_probs: ArrayLike,
+    labels: ArrayLike,
     *,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    where: Any = None,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    label_smoothing: Any = 0.0,
+    label_smoothing: Scalar = 0.0,
     axis: int = -1,
     reduction: str = "none",
 ) -> Any:
@@ -187,15 +214,27 @@ def _reduced(scores: Array, targets: Any, are_probs: bool, reduction: str) -> An
     return reduce_rows(loss, targets.row_weight(rows.mass), targets.sample_weight, targets.where, reduction)
 
 
+@overload
 def binary_cross_entropy_from_probs(
-    probs: Any,
-    labels: Any,
+    probs: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[BinaryOptions]
+) -> Array: ...
+@overload
+def binary_cross_entropy_from_probs(
+    probs: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[BinaryOptions]
+) -> Mean: ...
+@overload
+def binary_cross_entropy_from_probs(
+    probs: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[BinaryOptions]
+) -> Any: ...
+def binary_cross_entropy_from_probs(
+    probs: ArrayLike,
+    labels: ArrayLike,
     *,
-    pos_weight: Any = None,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    where: Any = None,
-    label_smoothing: Any = 0.0,
+    pos_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    label_smoothing: Scalar = 0.0,
     reduction: str = "none",
 ) -> Any:
     """Binary cross entropy of given probabilities, every element a yes-or-no decision of its own.

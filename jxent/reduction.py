@@ -1,5 +1,8 @@
 """How rows become a result: the four reductions, the pair that adds up across microbatches and devices, and a mean."""
 
+from __future__ import annotations
+
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
+from jxent._core.signatures import ArrayLike, Scalar
 
 
 class Mean(NamedTuple):
@@ -41,7 +45,7 @@ class Mean(NamedTuple):
     total: Array
     weight: Array
 
-    def __add__(self, other: Any) -> "Mean":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __add__(self, other: Any) -> Mean:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds field by field.
 
         Args:
@@ -59,7 +63,7 @@ class Mean(NamedTuple):
 
     __radd__ = __add__
 
-    def value(self, empty: Any = 0.0) -> Array:
+    def value(self, empty: Scalar = 0.0) -> Array:
         """The quotient `total / weight`.
 
         Args:
@@ -73,8 +77,10 @@ class Mean(NamedTuple):
         """
         return _quotient(jnp.asarray(self.total), jnp.asarray(self.weight), empty)
 
-    def psum(self, axis_name: Any) -> "Mean":
-        """Adds both fields over a mapped axis, as `jax.lax.psum` does.
+    def psum(self, axis_name: Hashable) -> Mean:
+        """Adds both fields over a mapped axis, as `jax.lax.psum` does; `.value()` is then the mean of the whole axis.
+
+        A mean of the devices' means is another number wherever one has more weight than another.
 
         Args:
             axis_name: the name, or a tuple of names, of axes of a `shard_map`, `vmap` or `pmap` around the call.
@@ -86,12 +92,12 @@ class Mean(NamedTuple):
 
 
 def weighted_mean(
-    values: Any,
+    values: ArrayLike,
     *,
-    where: Any = None,
-    sample_weight: Any = None,
+    where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     axis: int | tuple[int, ...] | None = None,
-    empty: Any = 0.0,
+    empty: Scalar = 0.0,
 ) -> Array:
     """The mean of the values that count, by their weights: for per-row losses and metrics.
 
@@ -139,7 +145,8 @@ def weighted_mean(
     where = arguments.as_row_mask(fn, where, values.shape)
     sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, values.shape, values.dtype)
     axes = arguments.as_axes(fn, "values", values, axis)
-    return _quotient(*_totals(values, None, sample_weight, where, axes), empty)
+    total = jnp.sum(weighted(values, sample_weight, where), axes)
+    return _quotient(total, _total_weight(jnp.ones_like(values), None, sample_weight, where, axes), empty)
 
 
 def reduce_rows(
@@ -147,27 +154,38 @@ def reduce_rows(
 ) -> Array | Mean:
     """Rows → the result that `reduction` names. A None stands for ones."""
     if reduction == "none":
-        return _weighted(loss, sample_weight, where)
+        return weighted(loss, sample_weight, where)
+    total = jnp.sum(weighted(loss, sample_weight, where))
+    return reduce_total(total, jnp.ones_like(loss), row_weight, sample_weight, where, reduction)
+
+
+def reduce_total(
+    total: Array,
+    ones: Array,
+    row_weight: Array | None,
+    sample_weight: Array | None,
+    where: Array | None,
+    reduction: str,
+) -> Array | Mean:
+    """Σ m·s·row → "sum", "mean" or "partial". `ones` has the shape and the dtype of the rows."""
     if reduction == "sum":
-        return jnp.sum(_weighted(loss, sample_weight, where))
-    mean = Mean(*_totals(loss, row_weight, sample_weight, where, tuple(range(loss.ndim))))
+        return total
+    mean = Mean(total, _total_weight(ones, row_weight, sample_weight, where, tuple(range(ones.ndim))))
     return mean if reduction == "partial" else mean.value()
 
 
-def _totals(
-    values: Array, row_weight: Array | None, sample_weight: Array | None, where: Array | None, axes: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """Σ m·s·v and Σ m·s·w over the axes."""
-    total = jnp.sum(_weighted(values, sample_weight, where), axes)
+def _total_weight(
+    ones: Array, row_weight: Array | None, sample_weight: Array | None, where: Array | None, axes: tuple[int, ...]
+) -> Array:
+    """Σ m·s·w over the axes."""
     if row_weight is None and sample_weight is None:
         # Counted in integers: a float32 sum of ones can stick at 2²⁴.
-        counted = jnp.ones(values.shape, jnp.bool_) if where is None else where
-        return total, jnp.sum(counted, axes, dtype=jnp.int32).astype(values.dtype)
-    weight = jnp.ones_like(values) if row_weight is None else row_weight
-    return total, jnp.sum(_weighted(weight, sample_weight, where), axes)
+        counted = jnp.ones(ones.shape, jnp.bool_) if where is None else where
+        return jnp.sum(counted, axes, dtype=jnp.int32).astype(ones.dtype)
+    return jnp.sum(weighted(ones if row_weight is None else row_weight, sample_weight, where), axes)
 
 
-def _weighted(values: Array, sample_weight: Array | None, where: Array | None) -> Array:
+def weighted(values: Array, sample_weight: Array | None, where: Array | None) -> Array:
     """m·s·v. Masked entries are selected away before they meet a product and after."""
     if where is not None:
         values = jnp.where(where, values, 0)

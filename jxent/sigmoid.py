@@ -1,22 +1,41 @@
 """Binary and multi-label losses from logits."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import Any, Unpack, overload
+
+from jax import Array
 
 from jxent._core import arguments
+from jxent._core.dtypes import compute_dtype
+from jxent._core.focal_terms import sigmoid_focal_terms
 from jxent._core.sigmoid_terms import sigmoid_terms
+from jxent._core.signatures import ArrayLike, BinaryOptions, Scalar, SigmoidFocalOptions, ToArray, ToMean
 from jxent._core.targets import make_binary_targets
-from jxent.reduction import reduce_rows
+from jxent.reduction import Mean, reduce_rows
 
 
+@overload
 def sigmoid_binary_cross_entropy(
-    logits: Any,
-    labels: Any,
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[BinaryOptions]
+) -> Array: ...
+@overload
+def sigmoid_binary_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[BinaryOptions]
+) -> Mean: ...
+@overload
+def sigmoid_binary_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[BinaryOptions]
+) -> Any: ...
+def sigmoid_binary_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
-    pos_weight: Any = None,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    where: Any = None,
-    label_smoothing: Any = 0.0,
+    pos_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    label_smoothing: Scalar = 0.0,
     reduction: str = "none",
 ) -> Any:
     """Binary cross entropy of a sigmoid over logits, every element a yes-or-no decision of its own.
@@ -89,3 +108,97 @@ def sigmoid_binary_cross_entropy(
 
     loss = loss if targets.class_weight is None else targets.class_weight * loss
     return reduce_rows(loss, targets.class_weight, targets.sample_weight, targets.where, reduction)
+
+
+@overload
+def sigmoid_focal_loss(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[SigmoidFocalOptions]
+) -> Array: ...
+@overload
+def sigmoid_focal_loss(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[SigmoidFocalOptions]
+) -> Mean: ...
+@overload
+def sigmoid_focal_loss(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[SigmoidFocalOptions]
+) -> Any: ...
+def sigmoid_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike | None = None,
+    gamma: Scalar = 2.0,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    reduction: str = "none",
+) -> Any:
+    """Focal loss of a sigmoid over logits: binary cross entropy that pays less heed to what is right already.
+
+    With `x` a logit, `y` its label and `p = σ(x)`, each element's loss is
+
+        (α·y + (1−α)·(1−y)) · s^γ · −(y·log p + (1−y)·log(1−p)),        s = y·(1−p) + (1−y)·p,
+
+    so for y = 1: α · (1−p)^γ · −log p. Without `alpha` the first factor is 1.
+
+    Args:
+        logits: any shape, rank 0 included, any floating dtype. It alone sets the result dtype,
+            `promote(logits.dtype, float32)`.
+        labels: the shape of `logits`, never broadcast; bool, integer or floating (a probability). An integer other
+            than 0 and 1 in an element that counts makes its loss and gradient NaN.
+        alpha: α in [0, 1], what a positive label weighs, a negative one weighing 1 − α; a scalar, or `[K]` for the
+            columns of the last axis, which may be traced (an array is not checked). Default: both weigh 1.
+        gamma: γ, at least 0, a number or a traced scalar (then unchecked); 0 is binary cross entropy.
+        sample_weight: the weight of each element; the shape of `logits`, or its rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Elements that are False (missing labels) are exactly 0 in value and in
+            every gradient, whatever they hold. Default: all count.
+        reduction: "none" for a loss per element, "sum", "mean" or "partial" (see Returns).
+
+    Returns:
+        By `reduction`, with m, s, the mask and the sample weight of an element: "none" the shape of `logits`, m·s·loss;
+        "sum" their sum; "mean" that divided by Σ m·s (0 where this is exactly 0): neither `alpha` nor the focal factor
+        is a weight there; "partial" the undivided pair, a `Mean`. All in the result dtype.
+
+    Raises:
+        TypeError: a dtype or a kind of argument does not fit (integer logits, a float mask).
+        ValueError: a shape or an option does not fit (a negative `gamma`, `alpha` outside [0, 1]).
+
+    Gradients:
+        By `logits`, floating labels, `alpha`, `gamma` and `sample_weight`, each in its own dtype, in both directions
+        and any order. Finite for every γ ≥ 0 and logit, ±inf included; exactly 0 at masked elements; NaN where the
+        logit is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> logits, labels = jnp.array([3.0, -3.0, 0.0]), jnp.array([1, 1, 0])
+        >>> loss = jxent.sigmoid_focal_loss(logits, labels, alpha=0.25)
+        >>> print([f"{element:.6f}" for element in loss])
+        ['0.000027', '0.691570', '0.129965']
+
+    References:
+        Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3; `optax.losses.sigmoid_focal_loss`
+        (for labels between 0 and 1 too). Detectors divide the sum by the number of positive labels.
+
+    See also:
+        `softmax_focal_loss`, `sigmoid_binary_cross_entropy`.
+    """
+    fn = "sigmoid_focal_loss"
+    logits = arguments.as_scores(fn, "logits", logits)
+    exponent = arguments.as_hyper_parameter(fn, "gamma", gamma, compute_dtype(logits.dtype), 0)
+    arguments.check_range(fn, "alpha", alpha, 0, 1)
+    arguments.check_reduction(fn, reduction)
+
+    targets = make_binary_targets(
+        fn,
+        "logits",
+        logits,
+        labels,
+        pos_weight=None,
+        class_weight=None,
+        sample_weight=sample_weight,
+        where=where,
+        label_smoothing=0.0,
+    )
+    balance = arguments.as_per_column(fn, "alpha", alpha, logits, compute_dtype(logits.dtype), scalar=True)
+    loss = sigmoid_focal_terms(logits, targets.labels, balance, exponent, targets.where)
+    return reduce_rows(loss, None, targets.sample_weight, targets.where, reduction)

@@ -1,16 +1,19 @@
 """Multiclass losses from logits."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import jax.numpy as jnp
+from typing import Any, Literal, NamedTuple, Unpack, overload
+
 from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
-from jxent._core.platform import cpu_barrier
-from jxent._core.softmax_rows import Rows, softmax_rows
-from jxent._core.targets import Targets, make_targets
-from jxent.reduction import reduce_rows
+from jxent._core.focal_terms import modulated
+from jxent._core.row_misses import row_losses_and_misses
+from jxent._core.signatures import ArrayLike, Poly1Options, Scalar, SoftmaxFocalOptions, SoftmaxOptions, ToArray, ToMean
+from jxent._core.softmax_rows import predicted_ids, row_losses
+from jxent._core.targets import make_targets
+from jxent.reduction import Mean, reduce_rows
 
 
 class CrossEntropyAux(NamedTuple):
@@ -39,18 +42,64 @@ class CrossEntropyAux(NamedTuple):
     predicted: Array
 
 
+@overload
 def softmax_cross_entropy(
-    logits: Any,
-    labels: Any,
+    logits: ArrayLike,
+    labels: ArrayLike,
     *,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    where: Any = None,
+    reduction: ToArray = "none",
+    return_aux: Literal[False] = False,
+    **options: Unpack[SoftmaxOptions],
+) -> Array: ...
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToMean,
+    return_aux: Literal[False] = False,
+    **options: Unpack[SoftmaxOptions],
+) -> Mean: ...
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToArray = "none",
+    return_aux: Literal[True],
+    **options: Unpack[SoftmaxOptions],
+) -> tuple[Array, CrossEntropyAux]: ...
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToMean,
+    return_aux: Literal[True],
+    **options: Unpack[SoftmaxOptions],
+) -> tuple[Mean, CrossEntropyAux]: ...
+@overload
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: str = "none",
+    return_aux: bool = False,
+    **options: Unpack[SoftmaxOptions],
+) -> Any: ...
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     ignore_index: int | None = None,
-    label_smoothing: Any = 0.0,
-    z_loss: Any = 0.0,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
     axis: int = -1,
     reduction: str = "none",
+    vocab_axis_name: Any = None,
     return_aux: bool = False,
 ) -> Any:
     """Cross entropy of a softmax over logits, against class ids or distributions.
@@ -79,6 +128,11 @@ def softmax_cross_entropy(
         z_loss: the factor of log_z², a number or a traced scalar. Class weights do not touch this term.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial" (see Returns).
+        vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
+            `logits`, distributions and `class_weight` are then one device's part, device i holding the classes from
+            i·V on; ids, V' and everything returned are of all devices. Pad the classes with logits of −inf if need be.
+            Rows that other axes split are this device's alone: add them up by `Mean.psum`. Default: each device has all
+            classes. Under `jit` alone, arrays may be split in any way without this.
         return_aux: whether to return a `CrossEntropyAux` too.
 
     Returns:
@@ -91,7 +145,8 @@ def softmax_cross_entropy(
         TypeError: a dtype or a kind of argument does not fit (integer logits, bool labels, a float mask, a traced
             `ignore_index`).
         ValueError: a shape or an option does not fit (labels of shape (N, 1), one-hot integers, an unknown
-            `reduction`, smoothing outside [0, 1], `ignore_index` with distributions).
+            `reduction`, smoothing outside [0, 1], `ignore_index` with distributions); or `vocab_axis_name` is no axis
+            that splits `logits`, or `check_vma` of the `shard_map` is off (gradients would be wrong).
 
     Gradients:
         By `logits`, distributions, `class_weight`, `sample_weight`, `label_smoothing` and `z_loss`, each in its own
@@ -123,6 +178,7 @@ def softmax_cross_entropy(
     fn = "softmax_cross_entropy"
     logits = arguments.as_scores(fn, "logits", logits)
     axis = arguments.as_class_axis(fn, "logits", logits, axis)
+    vocab_axis_name = arguments.as_vocab_axis(fn, "logits", logits, vocab_axis_name)
     z_factor = arguments.as_hyper_parameter(fn, "z_loss", z_loss, compute_dtype(logits.dtype))
     arguments.check_reduction(fn, reduction)
     arguments.check_flag(fn, "return_aux", return_aux)
@@ -138,27 +194,202 @@ def softmax_cross_entropy(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         axis=axis,
+        vocab_axis_name=vocab_axis_name,
     )
-    rows = _rows(logits, targets)
-
-    spread_loss = None if rows.spread is None else rows.spread.loss
-    loss = targets.row_loss(rows.label.loss, spread_loss, rows.live_classes)
-    if z_factor is not None:
-        loss = loss + z_factor * jnp.square(rows.log_z)
+    loss, rows = row_losses(logits, targets, z_factor)
 
     result = reduce_rows(loss, targets.row_weight(rows.label.mass), targets.sample_weight, targets.where, reduction)
-    return (result, _aux(logits, rows, targets)) if return_aux else result
+    if not return_aux:
+        return result
+    return result, CrossEntropyAux(lax.stop_gradient(rows.log_z), predicted_ids(logits, rows, targets))
 
 
-def _rows(logits: Array, targets: Targets) -> Rows:
-    smooth = targets.smoothing is not None
-    return softmax_rows(logits, targets.labels, targets.class_weight, targets.where, targets.axis, smooth)
+@overload
+def softmax_focal_loss(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[SoftmaxFocalOptions]
+) -> Array: ...
+@overload
+def softmax_focal_loss(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[SoftmaxFocalOptions]
+) -> Mean: ...
+@overload
+def softmax_focal_loss(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[SoftmaxFocalOptions]
+) -> Any: ...
+def softmax_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    gamma: Scalar = 2.0,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    axis: int = -1,
+    reduction: str = "none",
+) -> Any:
+    """Focal loss of a softmax over logits: cross entropy that pays less heed to the rows that are right already.
+
+    With V classes, `p = softmax(logits)` and `q` the target distribution of a row, each row's loss is
+
+        s^γ · −Σ_c w_c · q_c · log p_c,        s = Σ_c q_c · (1 − p_c),
+
+    so for an id y: w_y · (1 − p_y)^γ · −log p_y. Class weights are no part of s.
+
+    Args:
+        logits: `[..., V, ...]` with V at `axis`, any floating dtype; as in `softmax_cross_entropy`.
+        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`.
+            Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+        gamma: γ, at least 0, a number or a traced scalar (then unchecked); 0 is cross entropy.
+        class_weight: `[V]`, the weight w_c of each class (the α of the paper). Default: 1.
+        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
+            whatever they hold. Default: all rows count.
+        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
+        axis: the class axis.
+        reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
+
+    Returns:
+        As `softmax_cross_entropy`: the row shape for "none", a scalar for "sum" and "mean", a `Mean` for "partial", in
+        the result dtype. A mean divides by the class weights of the labels; the factor s^γ is no weight.
+
+    Raises:
+        TypeError: a dtype or a kind of argument does not fit.
+        ValueError: a shape or an option does not fit (a negative `gamma`).
+
+    Gradients:
+        By `logits`, distributions, `class_weight`, `sample_weight` and `gamma`, each in its own dtype, in both
+        directions and any order. Finite for every γ ≥ 0 and whatever finite logits, loss 0 included; exactly 0 in
+        masked rows and at logits of −inf; as those of `softmax_cross_entropy` where the loss is inf or NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> logits = jnp.array([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0]])
+        >>> loss = jxent.softmax_focal_loss(logits, jnp.array([0, 0]))
+        >>> print([f"{row:.6f}" for row in loss])
+        ['0.000045', '3.894618']
+
+    References:
+        Lin et al. 2017, "Focal Loss for Dense Object Detection", section 3.
+
+    See also:
+        `sigmoid_focal_loss`, `poly1_cross_entropy`, `softmax_cross_entropy`.
+    """
+    fn = "softmax_focal_loss"
+    logits = arguments.as_scores(fn, "logits", logits)
+    axis = arguments.as_class_axis(fn, "logits", logits, axis)
+    exponent = arguments.as_hyper_parameter(fn, "gamma", gamma, compute_dtype(logits.dtype), 0)
+    arguments.check_reduction(fn, reduction)
+
+    targets = make_targets(
+        fn,
+        "logits",
+        logits,
+        labels,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        where=where,
+        ignore_index=ignore_index,
+        label_smoothing=0.0,
+        axis=axis,
+    )
+    loss, miss, rows = row_losses_and_misses(logits, targets)
+    loss = loss if exponent is None else modulated(loss, miss, exponent)
+    return reduce_rows(loss, targets.row_weight(rows.label.mass), targets.sample_weight, targets.where, reduction)
 
 
-def _aux(logits: Array, rows: Rows, targets: Targets) -> CrossEntropyAux:
-    known = rows.row_max > -jnp.inf
-    if targets.where is not None:
-        known = known & targets.where
-    # Else XLA:CPU makes the argmax and the maximum share one float32 copy of narrower logits.
-    predicted = jnp.argmax(cpu_barrier(lax.stop_gradient(logits)), targets.axis).astype(jnp.int32)
-    return CrossEntropyAux(lax.stop_gradient(rows.log_z), jnp.where(known, predicted, -1))
+@overload
+def poly1_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[Poly1Options]
+) -> Array: ...
+@overload
+def poly1_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[Poly1Options]
+) -> Mean: ...
+@overload
+def poly1_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[Poly1Options]
+) -> Any: ...
+def poly1_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    epsilon: Scalar = 2.0,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: Scalar = 0.0,
+    axis: int = -1,
+    reduction: str = "none",
+) -> Any:
+    """Poly-1 loss of a softmax over logits: cross entropy whose first polynomial coefficient is moved by ε.
+
+    With V classes, `p = softmax(logits)` and `q` the target distribution of a row, each row's loss is
+
+        −Σ_c w_c · q_c · log p_c  +  ε · Σ_c q_c · (1 − p_c).
+
+    Args:
+        logits: `[..., V, ...]` with V at `axis`, any floating dtype; as in `softmax_cross_entropy`.
+        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`.
+            Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+        epsilon: ε, a number or a traced scalar; 0 is cross entropy. Above −1 the loss falls wherever p rises.
+        class_weight: `[V]`, the weight w_c of each class. It does not touch the second term. Default: 1.
+        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
+            whatever they hold. Default: all rows count.
+        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
+        label_smoothing: in [0, 1], a number or a traced scalar; smooths q in both terms, as in `softmax_cross_entropy`.
+        axis: the class axis.
+        reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
+
+    Returns:
+        As `softmax_cross_entropy`: the row shape for "none", a scalar for "sum" and "mean", a `Mean` for "partial", in
+        the result dtype.
+
+    Raises:
+        TypeError: a dtype or a kind of argument does not fit.
+        ValueError: a shape or an option does not fit.
+
+    Gradients:
+        By `logits`, distributions, `class_weight`, `sample_weight`, `epsilon` and `label_smoothing`, each in its own
+        dtype, in both directions and any order. Exactly 0 in masked rows and at logits of −inf; as those of
+        `softmax_cross_entropy` where the loss is inf or NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> logits = jnp.array([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0]])
+        >>> loss = jxent.poly1_cross_entropy(logits, jnp.array([0, 0]))
+        >>> print([f"{row:.6f}" for row in loss])
+        ['0.106650', '6.000639']
+
+    References:
+        Leng et al. 2022, "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions", section 4;
+        `optax.losses.poly_loss_cross_entropy`.
+
+    See also:
+        `softmax_focal_loss`, `softmax_cross_entropy`.
+    """
+    fn = "poly1_cross_entropy"
+    logits = arguments.as_scores(fn, "logits", logits)
+    axis = arguments.as_class_axis(fn, "logits", logits, axis)
+    factor = arguments.as_hyper_parameter(fn, "epsilon", epsilon, compute_dtype(logits.dtype))
+    arguments.check_reduction(fn, reduction)
+
+    targets = make_targets(
+        fn,
+        "logits",
+        logits,
+        labels,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        where=where,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        axis=axis,
+    )
+    loss, miss, rows = row_losses_and_misses(logits, targets)
+    loss = loss if factor is None else loss + factor * miss
+    return reduce_rows(loss, targets.row_weight(rows.label.mass), targets.sample_weight, targets.where, reduction)

@@ -1,5 +1,6 @@
 """Every public loss in one list, so that each property is tested on all of them."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,9 @@ class Loss:
     scores: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
     labels: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
     is_binary: bool
+
+    def takes(self, option: str) -> bool:
+        return option in inspect.signature(self.call).parameters
 
     @property
     def has_ids(self) -> bool:
@@ -118,6 +122,15 @@ LOSSES = [
         _unit,
         True,
     ),
+]
+# Each is one of LOSSES with a step more between its rows and the reduction. Checks, targets, rows and reduction are the
+# same functions, which the tests of LOSSES exercise; the tests that take these too are those that the new step may fail.
+VARIANTS = [
+    Loss("softmax_focal_loss-ids", jxent.softmax_focal_loss, oracle.softmax_focal_rows, _logits, _ids, False),
+    Loss("softmax_focal_loss-soft", jxent.softmax_focal_loss, oracle.softmax_focal_rows, _logits, _probs, False),
+    Loss("poly1_cross_entropy-ids", jxent.poly1_cross_entropy, oracle.poly1_rows, _logits, _ids, False),
+    Loss("poly1_cross_entropy-soft", jxent.poly1_cross_entropy, oracle.poly1_rows, _logits, _probs, False),
+    Loss("sigmoid_focal_loss-soft", jxent.sigmoid_focal_loss, oracle.sigmoid_focal_elements, _logits, _unit, True),
 ]
 MULTICLASS = [loss for loss in LOSSES if not loss.is_binary]
 BINARY = [loss for loss in LOSSES if loss.is_binary]

@@ -36,6 +36,26 @@ def prob_rows(probs, labels, *, class_weight=None, label_smoothing=0.0, axis=-1)
     return log_prob_rows(log_p, labels, class_weight=class_weight, label_smoothing=label_smoothing, axis=axis)
 
 
+def softmax_focal_rows(logits, labels, *, gamma=2.0, class_weight=None, axis=-1):
+    rows, weight = softmax_rows(logits, labels, class_weight=class_weight, axis=axis)
+    return misses(logits, labels, axis=axis) ** gamma * rows, weight
+
+
+def poly1_rows(logits, labels, *, epsilon=2.0, class_weight=None, label_smoothing=0.0, axis=-1):
+    rows, weight = softmax_rows(logits, labels, class_weight=class_weight, label_smoothing=label_smoothing, axis=axis)
+    return rows + epsilon * misses(logits, labels, label_smoothing=label_smoothing, axis=axis), weight
+
+
+def misses(logits, labels, *, label_smoothing=0.0, axis=-1):
+    """Σ_c q_c (1 − p_c)."""
+    x = np.moveaxis(np.asarray(logits, np.float64), axis, -1)
+    e = np.exp(x - x.max(-1, keepdims=True))
+    p, live = e / e.sum(-1, keepdims=True), x > -np.inf
+    q = (1 - label_smoothing) * distributions(labels, x.shape[-1], axis)
+    q = q + label_smoothing * live / live.sum(-1, keepdims=True)
+    return (q * (1 - p)).sum(-1)
+
+
 def distributions(labels, num_classes, axis=-1):
     """Ids → one-hot, the class axis last; an id that is no class gives a row of zeros."""
     labels = np.asarray(labels)
@@ -47,6 +67,14 @@ def distributions(labels, num_classes, axis=-1):
 def sigmoid_elements(logits, labels, *, pos_weight=1.0, class_weight=1.0, label_smoothing=0.0):
     x = np.asarray(logits, np.float64)
     return _binary(-np.logaddexp(0, -x), -np.logaddexp(0, x), labels, pos_weight, class_weight, label_smoothing)
+
+
+def sigmoid_focal_elements(logits, labels, *, alpha=None, gamma=2.0):
+    y = np.asarray(labels, np.float64)
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    rows, weight = sigmoid_elements(logits, labels)
+    balance = 1 if alpha is None else alpha * y + (1 - alpha) * (1 - y)
+    return balance * (y * (1 - p) + (1 - y) * p) ** gamma * rows, weight
 
 
 def prob_elements(probs, labels, *, pos_weight=1.0, class_weight=1.0, label_smoothing=0.0):

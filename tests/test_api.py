@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 
 import jxent
 from tests import oracle
-from tests.losses import LOSSES, assert_close, by_name
+from tests.losses import LOSSES, VARIANTS, assert_close, by_name
 
 PACKAGE = Path(jxent.__file__).parent
 ROOT = PACKAGE.parent
@@ -33,19 +34,65 @@ SIGNATURES = {
             "z_loss": 0.0,
             "axis": -1,
             "reduction": "none",
+            "vocab_axis_name": None,
             "return_aux": False,
         },
     ),
+    "linear_softmax_cross_entropy": (
+        ("hidden", "kernel", "labels"),
+        {
+            "bias": None,
+            "transpose_kernel": False,
+            **WEIGHTS,
+            "ignore_index": None,
+            "label_smoothing": 0.0,
+            "z_loss": 0.0,
+            "logit_softcap": None,
+            "reduction": "none",
+            "vocab_axis_name": None,
+            "return_aux": False,
+            "chunk_size": None,
+            "precision": None,
+        },
+    ),
+    "softmax_focal_loss": (
+        ("logits", "labels"),
+        {"gamma": 2.0, **WEIGHTS, "ignore_index": None, "axis": -1, "reduction": "none"},
+    ),
+    "poly1_cross_entropy": (("logits", "labels"), {"epsilon": 2.0, **MULTICLASS}),
     "sigmoid_binary_cross_entropy": (("logits", "labels"), BINARY),
+    "sigmoid_focal_loss": (
+        ("logits", "labels"),
+        {"alpha": None, "gamma": 2.0, "sample_weight": None, "where": None, "reduction": "none"},
+    ),
     "cross_entropy_from_probs": (("probs", "labels"), MULTICLASS),
     "cross_entropy_from_log_probs": (("log_probs", "labels"), MULTICLASS),
     "binary_cross_entropy_from_probs": (("probs", "labels"), BINARY),
+    "class_counts": (("labels", "num_classes"), {"where": None}),
+    "balanced_class_weights": (("counts",), {}),
+    "effective_number_weights": (("counts",), {"beta": 0.999}),
+    "log_prior_adjustment": (("counts",), {"tau": 1.0}),
+    "check_labels": (("labels", "num_classes"), {"ignore_index": None}),
     "weighted_mean": (("values",), {"where": None, "sample_weight": None, "axis": None, "empty": 0.0}),
 }
+# torch's: every argument by position or by name.
+TORCH_MULTICLASS = {"weight": None, "size_average": None, "ignore_index": -100, "reduce": None, "reduction": "mean"}
+TORCH_BINARY = {"weight": None, "size_average": None, "reduce": None, "reduction": "mean"}
+TORCH_SIGNATURES = {
+    "torch_compat.cross_entropy": {**TORCH_MULTICLASS, "label_smoothing": 0.0},
+    "torch_compat.nll_loss": TORCH_MULTICLASS,
+    "torch_compat.binary_cross_entropy": TORCH_BINARY,
+    "torch_compat.binary_cross_entropy_with_logits": {**TORCH_BINARY, "pos_weight": None},
+}
 CLASSES = {"Mean": ("total", "weight"), "CrossEntropyAux": ("log_z", "predicted")}
-LOSS_NAMES = [name for name in SIGNATURES if name != "weighted_mean"]
+LOSS_NAMES = [name for name, (_, keywords) in SIGNATURES.items() if "reduction" in keywords]
 # The one order of the keywords; each loss takes some of them.
 KEYWORDS = [
+    "bias",
+    "transpose_kernel",
+    "alpha",
+    "gamma",
+    "epsilon",
     "pos_weight",
     "class_weight",
     "sample_weight",
@@ -53,9 +100,13 @@ KEYWORDS = [
     "ignore_index",
     "label_smoothing",
     "z_loss",
+    "logit_softcap",
     "axis",
     "reduction",
+    "vocab_axis_name",
     "return_aux",
+    "chunk_size",
+    "precision",
 ]
 SECTIONS = ["Args", "Returns", "Raises", "Gradients", "Example", "References", "See also"]
 ALL_SECTIONS = {*SECTIONS, "Attributes"}
@@ -113,6 +164,22 @@ def test_functions_signature_is_the_designed_one(name):
     assert list(keywords.items()) == list(SIGNATURES[name][1].items())
 
 
+def test_torch_compat_names_are_exactly_the_designed_ones():
+    members = vars(jxent.torch_compat).items()
+    own = {name for name, value in members if getattr(value, "__module__", None) == "jxent.torch_compat"}
+    public = {f"torch_compat.{name}" for name in own if not name.startswith("_")}
+    assert public == set(TORCH_SIGNATURES)
+
+
+@pytest.mark.parametrize("name", TORCH_SIGNATURES)
+def test_torch_compat_signature_is_the_designed_one(name):
+    parameters = inspect.signature(attrgetter(name)(jxent)).parameters.values()
+    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+    scores, target, *rest = parameters
+    assert [(p.name, p.default) for p in (scores, target)] == [("input", scores.empty), ("target", scores.empty)]
+    assert [(p.name, p.default) for p in rest] == list(TORCH_SIGNATURES[name].items())
+
+
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_losses_keywords_come_in_one_order(name):
     keywords = [p.name for p in inspect.signature(getattr(jxent, name)).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -122,10 +189,10 @@ def test_losses_keywords_come_in_one_order(name):
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_losses_options_are_refused_by_position(name):
     with pytest.raises(TypeError, match="positional"):
-        getattr(jxent, name)(jnp.full((2, 2), 0.5), jnp.full((2, 2), 0.5), None)
+        getattr(jxent, name)(*[jnp.full((2, 2), 0.5)] * len(SIGNATURES[name][0]), None)
 
 
-@pytest.mark.parametrize("loss", **by_name(LOSSES))
+@pytest.mark.parametrize("loss", **by_name([*LOSSES, *VARIANTS]))
 def test_losses_arguments_work_by_name(loss, rng):
     scores, labels = loss.inputs(rng, (3,))
     name = loss.name.split("-")[0]
@@ -140,9 +207,9 @@ def test_classes_fields_are_the_designed_ones(name):
     assert tuple(cls(1.0, 2.0)) == (1.0, 2.0)
 
 
-@pytest.mark.parametrize("name", SIGNATURES)
+@pytest.mark.parametrize("name", [*SIGNATURES, *TORCH_SIGNATURES])
 def test_functions_docstring_has_every_section_in_order(name):
-    function = getattr(jxent, name)
+    function = attrgetter(name)(jxent)
     found = sections(function.__doc__)
     assert list(found) == SECTIONS
     assert all(text.strip() for text in found.values())
@@ -167,11 +234,11 @@ def test_mean_docstrings_name_every_parameter(method):
     assert described(found["Args"]) == list(inspect.signature(method).parameters)[1:]
 
 
-@pytest.mark.parametrize("name", [*SIGNATURES, *CLASSES])
+@pytest.mark.parametrize("name", [*SIGNATURES, *TORCH_SIGNATURES, *CLASSES])
 def test_docstrings_point_only_at_what_exists(name):
-    names = re.findall(r"`(\w+)`", sections(getattr(jxent, name).__doc__)["See also"])
+    names = re.findall(r"`([\w.]+)`", sections(attrgetter(name)(jxent).__doc__)["See also"])
     assert names
-    assert set(names) <= {*SIGNATURES, *CLASSES} - {name}
+    assert set(names) <= {*SIGNATURES, *TORCH_SIGNATURES, *CLASSES} - {name}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))

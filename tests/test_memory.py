@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jxent
-from tests.losses import LOSSES, by_name
+from tests.losses import LOSSES, VARIANTS, by_name
 
 # Barriers keep some row-sized arrays apart that XLA would otherwise have fused away.
 EXTRA_ROWS = 5
@@ -185,3 +185,23 @@ def test_every_loss_keeps_its_arguments_and_rows_for_reverse_mode_with_weights_a
     new, small = split_by_origin(kept, scores.size, (*arguments, where))
     assert len(new) <= (ROWS_OF_WEIGHTS if loss.is_binary else 0), [(leaf.shape, leaf.dtype) for leaf in new]
     assert sum(leaf.size for leaf in small) <= 24 * np.prod(rows)
+
+
+@DTYPES
+def test_softmax_focal_loss_of_distributions_takes_memory_for_rows_only(dtype):
+    n, v = 4096, 1000
+
+    def mean(logits, labels):
+        return jxent.softmax_focal_loss(logits, labels, reduction="mean")
+
+    taken = temporaries(jax.value_and_grad(mean), struct((n, v), dtype), struct((n, v), dtype))
+    assert taken <= ROWS * 4 * n, f"{taken / 4 / n:.2f} rows"
+
+
+@pytest.mark.parametrize("loss", **by_name([loss for loss in VARIANTS if not loss.has_ids]))
+def test_variants_keep_their_arguments_for_reverse_mode(rng, loss):
+    scores, labels = (jnp.asarray(a) for a in loss.inputs(rng, (257,), jnp.bfloat16))
+    _, kept = kept_for_reverse_mode(lambda x, y: loss.call(x, y, reduction="mean"), scores, labels)
+    new, small = split_by_origin(kept, scores.size, (scores, labels))
+    assert [(leaf.shape, leaf.dtype) for leaf in new] == []
+    assert sum(leaf.size for leaf in small) <= ROWS * np.prod(loss.rows(np.asarray(scores)))

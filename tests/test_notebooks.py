@@ -26,6 +26,8 @@ jupytext = pytest.importorskip("jupytext", reason=_NO.format("jupytext"))
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
 
+TIMEOUT = 600  # seconds; against hanging. A notebook needs less than a minute of two cores.
+
 each_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
 
@@ -60,7 +62,65 @@ def check_quickstart(text):
     assert "label -100, not masked:   optax nan, jxent nan\n" in text
 
 
-CHECKS = {"quickstart": check_quickstart}
+def check_sharding(text):
+    assert text.startswith("8 devices\n")
+    losses = dict(re.findall(r"^(Auto|Explicit|shard_map) +loss (\d+\.\d{6}), largest difference", text, re.MULTILINE))
+    one = float(re.search(r"^one device: loss (\d+\.\d{6}),", text, re.MULTILINE).group(1))
+    assert set(losses) == {"Auto", "Explicit", "shard_map"}
+    assert all(abs(float(loss) - one) <= 1e-5 for loss in losses.values())
+
+    # A device has 1024 classes of width 128; Auto axes may send their gradient more often than once.
+    numbers = r"gradient of the kernel ([\d,]+) bytes,  gradient of the hidden states ([\d,]+) bytes,"
+    sent = {
+        way: tuple(int(n.replace(",", "")) for n in found)
+        for way, *found in re.findall(rf"^(Auto|Explicit|shard_map) +{numbers}", text, re.MULTILINE)
+    }
+    kernel, hidden = 4 * 128 * 1024, 4 * 128 * 128
+    assert sent["Explicit"] == sent["shard_map"] == (kernel, hidden)
+    assert sent["Auto"][0] % kernel == 0
+    assert sent["Auto"][1] == hidden
+    assert len(re.findall(r"^all-reduce .* no +1 ", text, re.MULTILINE)) >= 6
+    assert re.search(r"^all-reduce .* yes +4 ", text, re.MULTILINE)
+
+
+def check_language_model(text):
+    # What is measured differs with the text, and so with the version of Python; here from 3.11 and 3.13.
+    vocabulary = int(re.search(r"^(\d+) words in the vocabulary", text, re.MULTILINE).group(1))
+    assert 3000 < vocabulary < 8000  # 4681 and 4823
+    ignored = re.findall(r"windows, \d+ labels that count, (\d+) ignored$", text, re.MULTILINE)
+    assert len(ignored) == 2
+    assert all(int(number) > 100 for number in ignored)
+
+    counts = re.search(r"^labels that count in each part: (\d+), (\d+), (\d+), (\d+)$", text, re.MULTILINE).groups()
+    assert len(set(counts)) > 1
+    assert float(re.search(r"^gradient of the parts, divided once: +(\S+) away", text, re.MULTILINE).group(1)) < 1e-5
+    assert float(re.search(r"^gradient of the mean of their means: +(\S+) away", text, re.MULTILINE).group(1)) > 0.1
+
+    row = r"^epoch (\d)/6  perplexity: train +(\d+\.\d), held-out +(\d+\.\d)$"
+    epochs, train, test = zip(*re.findall(row, text, re.MULTILINE), strict=True)
+    assert epochs == tuple("0123456")
+    for values in (list(map(float, train)), list(map(float, test))):
+        assert vocabulary < values[0] < 5 * vocabulary
+        assert values[0] > values[1] > values[2] > values[3]
+        assert values[-1] <= 1.05 * min(values)
+    by_frequency = float(re.search(r"by its frequency alone has perplexity (\d+\.\d)$", text, re.MULTILINE).group(1))
+    assert float(train[-1]) < float(test[-1]) < by_frequency / 3  # 41, 96 and 455; 40, 96 and 469
+
+    written = re.search(r"^1\. ¶The (.*)2\. ¶If the (.*)3\. ¶A class (.*)^MiB beside", text, re.MULTILINE | re.DOTALL)
+    assert len(set(re.findall(r"\w+", " ".join(written.groups())))) > 30  # of some 150
+
+    memory = re.findall(r"(\d+) words: logits +(\d+), fused +(\d+), +\d+\.\d times less$", text, re.MULTILINE)
+    words, usual, fused = (list(map(int, column)) for column in zip(*memory, strict=True))
+    assert words == [vocabulary, 32000, 50257, 128256]
+    assert 2 * fused[0] < usual[0]  # 54 and 146
+    assert all(4 * ours < theirs for ours, theirs in zip(fused[1:], usual[1:], strict=True))  # a tenth or so
+
+
+CHECKS = {
+    "language_model": check_language_model,
+    "quickstart": check_quickstart,
+    "sharding": check_sharding,
+}
 
 
 def test_there_is_a_check_for_each_notebook():
@@ -78,7 +138,7 @@ def test_script_runs_and_shows_what_it_promises(script):
         env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         encoding="utf-8",
-        timeout=180,
+        timeout=TIMEOUT,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -136,7 +196,7 @@ def write_ipynb(script):
     notebook = jupytext.read(script)
     for number, cell in enumerate(notebook.cells):
         cell["id"], cell["metadata"] = f"cell-{number:02d}", {}
-    client = NotebookClient(notebook, record_timing=False, coalesce_streams=True, timeout=180)
+    client = NotebookClient(notebook, record_timing=False, coalesce_streams=True, timeout=TIMEOUT)
     client.execute(cwd=str(script.parent))
     for key in set(notebook.metadata) - {"jupytext", "kernelspec", "language_info"}:
         del notebook.metadata[key]

@@ -15,10 +15,10 @@ from hypothesis.extra import numpy as hnp
 
 import jxent
 from tests import oracle
-from tests.losses import BINARY, LOSSES, MULTICLASS, NUM_CLASSES, Loss, assert_close, by_name
+from tests.losses import BINARY, LOSSES, MULTICLASS, NUM_CLASSES, VARIANTS, Loss, assert_close, by_name
 
 NUM_ROWS = 4
-FROM_IDS = [loss for loss in MULTICLASS if loss.has_ids]
+FROM_IDS = [loss for loss in (*MULTICLASS, *VARIANTS) if loss.has_ids]
 SOFTMAX = [loss for loss in MULTICLASS if loss.call is jxent.softmax_cross_entropy]
 FROM_LOGITS = [
     loss for loss in LOSSES if loss.call in (jxent.softmax_cross_entropy, jxent.sigmoid_binary_cross_entropy)
@@ -27,8 +27,13 @@ FROM_LOGITS = [
 hypothesis.settings.register_profile("jxent", deadline=None, derandomize=True, max_examples=25, database=None)
 given_options = hypothesis.settings.get_profile("jxent")
 
-every_loss = pytest.mark.parametrize("loss", **by_name(LOSSES))
-every_multiclass_loss = pytest.mark.parametrize("loss", **by_name(MULTICLASS))
+
+def every(*losses: Loss):
+    return pytest.mark.parametrize("loss", **by_name(list(losses)))
+
+
+every_loss = every(*LOSSES)
+every_loss_and_variant = every(*LOSSES, *VARIANTS)
 
 
 def numbers(shape, low, high):
@@ -60,14 +65,17 @@ def rows_of(loss: Loss):
 
 
 def options_of(loss: Loss):
-    """Every option that all losses share, all switched on."""
+    """Every option of a variant and every one that all of LOSSES share, all switched on."""
     options = {
         "class_weight": numbers(NUM_CLASSES, 0.1, 3),
         "sample_weight": numbers(rows_of(loss), 0.1, 3),
         "where": hnp.arrays(np.bool_, rows_of(loss)),
         "label_smoothing": st.floats(0, 1).map(np.float64),
+        "gamma": st.sampled_from([0, 0.5, 1, 2, 5]).map(np.float64),
+        "alpha": st.floats(0, 1).map(np.float64),
+        "epsilon": st.floats(-1, 5).map(np.float64),
     }
-    return st.fixed_dictionaries(options)
+    return st.fixed_dictionaries({name: values for name, values in options.items() if loss.takes(name)})
 
 
 def search(*strategies):
@@ -119,7 +127,7 @@ def without(options, *names):
     return {name: value for name, value in options.items() if name not in names}
 
 
-@every_loss
+@every_loss_and_variant
 @search(scores_of, labels_of, options_of)
 def test_losses_jit_equals_eager_equals_the_oracle(loss, scores, labels, options):
     actual = compiled(loss)(scores, labels, options)
@@ -134,7 +142,7 @@ def test_losses_jit_equals_eager_equals_the_oracle(loss, scores, labels, options
         np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-11)
 
 
-@every_loss
+@every_loss_and_variant
 @search(scores_of, labels_of, options_of)
 def test_losses_vmap_equals_a_loop(loss, scores, labels, options):
     per_row = {name: options[name] for name in ("sample_weight", "where")}
@@ -162,7 +170,7 @@ def rubbish(loss):
     return st.tuples(scores, labels, st.sampled_from([np.nan, np.inf, 0.0]))
 
 
-@every_loss
+@every_loss_and_variant
 @search(scores_of, labels_of, options_of, rubbish)
 def test_losses_masked_equals_sliced(loss, scores, labels, options, rubbish):
     where = options["where"]
@@ -195,7 +203,7 @@ def test_losses_masked_equals_sliced(loss, scores, labels, options, rubbish):
     np.testing.assert_array_equal(gradient[~where], 0)
 
 
-@pytest.mark.parametrize("loss", **by_name(FROM_IDS))
+@every(*FROM_IDS)
 @search(scores_of, labels_of, options_of)
 def test_losses_one_hot_equals_ids(loss, scores, labels, options):
     one_hot = np.eye(NUM_CLASSES)[labels]
@@ -220,7 +228,7 @@ def test_losses_unit_weights_equal_none(loss, scores, labels, options):
         assert_same(loss, scores, labels, {**options, name: ones[name]}, scores, labels, without(options, name))
 
 
-@every_loss
+@every(*(loss for loss in (*LOSSES, *VARIANTS) if loss.takes("label_smoothing")))
 @search(scores_of, labels_of, options_of)
 def test_losses_smoothing_equals_explicit_soft_labels(loss, scores, labels, options):
     smoothing = options["label_smoothing"]
@@ -229,17 +237,17 @@ def test_losses_smoothing_equals_explicit_soft_labels(loss, scores, labels, opti
     assert_same(loss, scores, labels, options, scores, smoothed, without(options, "label_smoothing"))
 
 
-@pytest.mark.parametrize("loss", **by_name(SOFTMAX))
+@every(*SOFTMAX)
 @search(scores_of, labels_of, options_of, lambda _: numbers((NUM_ROWS, 1), -100, 100))
 def test_softmax_cross_entropy_shift_invariance(loss, scores, labels, options, shift):
     # Rounding x + shift moves x by up to 1e-14.
     assert_same(loss, scores, labels, options, scores + shift, labels, options)
 
 
-@every_loss
+@every_loss_and_variant
 @search(scores_of, labels_of, options_of, lambda _: permutations(NUM_CLASSES))
 def test_losses_permutation_of_classes(loss, scores, labels, options, order):
-    permuted = dict(options, class_weight=options["class_weight"][order])
+    permuted = {name: value[order] if name == "class_weight" else value for name, value in options.items()}
     if loss.is_binary:
         permuted |= {name: options[name][:, order] for name in ("sample_weight", "where")}
     other_labels = np.argsort(order).astype(np.int32)[labels] if loss.has_ids else labels[:, order]
@@ -278,7 +286,7 @@ def test_softmax_cross_entropy_of_two_classes_is_binary_of_the_difference(logits
         )
 
 
-@pytest.mark.parametrize("loss", **by_name(SOFTMAX))
+@every(*SOFTMAX)
 @search(scores_of, labels_of, options_of)
 def test_softmax_cross_entropy_gradient_rows_sum_to_zero(loss, scores, labels, options):
     gradient = np.asarray(compiled_gradient(loss)(scores, labels, options))
@@ -347,7 +355,7 @@ def test_losses_mean_ignores_the_scale_of_weights(loss, scores, labels, options,
     assert_same(loss, scores, labels, options, scores, labels, scaled, "mean")
 
 
-@every_multiclass_loss
+@every(*MULTICLASS, *(loss for loss in VARIANTS if loss.takes("axis") and not loss.has_ids))
 @search(scores_of, labels_of, options_of, lambda _: st.integers(-3, 2))
 def test_losses_class_axis_may_be_anywhere(loss, scores, labels, options, axis):
     # One row axis becomes two, of 2 × 2, with the classes before, between or behind.
@@ -368,14 +376,14 @@ def along_axis(loss, axis):
     return jax.jit(lambda scores, labels, options: evaluate(loss, scores, labels, {**options, "axis": axis}))
 
 
-@pytest.mark.parametrize("loss", **by_name(BINARY))
+@every(*BINARY)
 @search(scores_of, labels_of, options_of)
 def test_binary_losses_swap_of_both_classes(loss, scores, labels, options):
     flipped = 1 - scores if "from_probs" in loss.name else -scores
     assert_same(loss, scores, labels, options, flipped, 1 - labels, options)
 
 
-@pytest.mark.parametrize("loss", **by_name(FROM_LOGITS))
+@every(*FROM_LOGITS)
 @search(scores_of, labels_of, options_of)
 def test_losses_from_logits_equal_those_from_probabilities(loss, scores, labels, options):
     if loss.is_binary:

@@ -23,7 +23,9 @@ class Sabotage(NamedTuple):
 
 
 ROWS, SUMS, TARGETS = "_core/softmax_rows.py", "_core/row_sums.py", "_core/targets.py"
-SOFTMAX = "tests/test_softmax.py"
+SHARDS = "_core/shards.py"
+SOFTMAX, VOCAB_AXIS = "tests/test_softmax.py", "tests/test_vocab_axis.py"
+LINEAR, FUSED = "_core/linear_rows.py", "tests/test_linear.py"
 SABOTAGES = {
     "mask dropped from the value": Sabotage(
         ROWS,
@@ -46,16 +48,14 @@ SABOTAGES = {
         SOFTMAX,
         "masked_rows_are_exactly_zero and nan and softmax",
     ),
-    "ignore_index dropped": Sabotage(
-        TARGETS, "if ignored is not None and _holds", "if False and _holds", SOFTMAX, "ignore_index_masks"
-    ),
+    "ignore_index dropped": Sabotage(TARGETS, "if counted is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
     "smoothing dropped": Sabotage(
         TARGETS, "if self.smoothing is None:", "if True:", SOFTMAX, "one_option and label_smoothing and sum"
     ),
     "smoothing over all classes": Sabotage(
         ROWS,
-        "live_classes = sums.of(live)",
-        "live_classes = sums.of(live) * 0 + logits.shape[axis]",
+        'result["live"] = sums.of(live)',
+        'result["live"] = sums.of(live) * 0 + logits.shape[axis]',
         SOFTMAX,
         "minus_inf_is_a_class_mask and softmax",
     ),
@@ -75,8 +75,8 @@ SABOTAGES = {
     ),
     "sample weights left out of the denominator": Sabotage(
         "reduction.py",
-        "jnp.sum(_weighted(weight, sample_weight, where), axes)",
-        "jnp.sum(_weighted(weight, None, where), axes)",
+        "weighted(ones if row_weight is None else row_weight, sample_weight, where)",
+        "weighted(ones if row_weight is None else row_weight, None, where)",
         SOFTMAX,
         "one_option and sample_weight and mean and softmax",
     ),
@@ -102,7 +102,11 @@ SABOTAGES = {
         "64_bit_ids",
     ),
     "poison missing from the gradient": Sabotage(
-        ROWS, "jnp.where(y < 0, jnp.nan, 1 / (1 + rows.excess))", "1 / (1 + rows.excess)", SOFTMAX, "bad_id and softmax"
+        ROWS,
+        "jnp.where(jnp.expand_dims(labels < 0, axis), jnp.nan, 1 / (1 + rows.excess))",
+        "1 / (1 + rows.excess)",
+        SOFTMAX,
+        "bad_id and softmax",
     ),
     "log of the sum": Sabotage(
         ROWS,
@@ -113,8 +117,8 @@ SABOTAGES = {
     ),
     "excess of distributions subtracted": Sabotage(
         ROWS,
-        "excess = (num_maxima - 1) + sums.of(exp_below_max)",
-        "excess = (num_maxima + sums.of(exp_below_max)) - 1",
+        'excess = (sums["num_maxima"] - 1) + sums["others"]',
+        'excess = (sums["num_maxima"] + sums["others"]) - 1',
         "tests/test_numerics.py",
         "",
     ),
@@ -128,15 +132,47 @@ SABOTAGES = {
         "tests/test_numerics.py",
         "",
     ),
-    "z-loss dropped": Sabotage("softmax.py", "if z_factor is not None:", "if False:", SOFTMAX, "z_loss"),
+    "z-loss dropped": Sabotage(ROWS, "if z_loss is not None:", "if False:", SOFTMAX, "z_loss"),
     "tangent map kept": Sabotage(
         ROWS,
-        "jax.checkpoint(partial(_tangents, axis, smooth), prevent_cse=False)",
-        "partial(_tangents, axis, smooth)",
+        "jax.checkpoint(partial(row_tangents, axis, vocab_axis_name), prevent_cse=False)",
+        "partial(row_tangents, axis, vocab_axis_name)",
         "tests/test_memory.py",
         "reverse_mode",
     ),
     "barriers dropped": Sabotage(SUMS, "if self.cpu:", "if False:", "tests/test_memory.py", "rows_only"),
+    "smoothing by the classes of one device": Sabotage(
+        ROWS,
+        "| summed(of_slope, vocab_axis_name)",
+        "| summed(of_slope, vocab_axis_name) | "
+        '({"live": lax.pmean(sums["live"], vocab_axis_name)} if smooth and vocab_axis_name else {})',
+        VOCAB_AXIS,
+        "oracle_inside and ids",
+    ),
+    "class weight of an id added by every device": Sabotage(
+        TARGETS,
+        "jnp.where(own < 0, 0, _at_ids(",
+        "jnp.where(own < -1, 0, _at_ids(",
+        VOCAB_AXIS,
+        "oracle_inside and ids",
+    ),
+    "ids checked against the classes of one device": Sabotage(
+        SHARDS, "num_classes * lax.axis_size(vocab_axis_name)", "num_classes", VOCAB_AXIS, "every_sort and ids-float32"
+    ),
+    "predicted ids of one device": Sabotage(ROWS, "first + predicted", "predicted", VOCAB_AXIS, "every_sort and ids-f"),
+    "check_vma not asked": Sabotage(
+        "_core/arguments.py", "if missing or not names:", "if not names:", VOCAB_AXIS, "refused and check_vma"
+    ),
+    "axes of labels and logits not aligned": Sabotage(
+        ROWS,
+        "aligned((logits, labels, class_weight, where), apart_from=vocab_axis_name)",
+        "(logits, labels, class_weight, where)",
+        "tests/test_sharding.py",
+        "replicated",
+    ),
+    "windows cut anywhere": Sabotage(
+        SUMS, "while width % 2 == 0", "while width % 2 > 1", "tests/test_communication.py", "window and 40000"
+    ),
     "second derivative subtracted": Sabotage(
         "_core/sigmoid_terms.py",
         "sigmoid(x) * sigmoid(-x) * d_x",
@@ -144,24 +180,169 @@ SABOTAGES = {
         "tests/test_sigmoid.py",
         "second_derivative",
     ),
+    "miss subtracted": Sabotage(
+        SUMS,
+        "(excess + (o.one - jnp.exp(_d(o))))",
+        "((excess + o.one) - jnp.exp(_d(o)))",
+        "tests/test_focal.py",
+        "digits and distributions",
+    ),
+    "miss not smoothed": Sabotage(
+        "_core/row_misses.py",
+        "targets.smoothed(miss, spread_miss, rows.live_classes)",
+        "miss",
+        "tests/test_properties.py",
+        "explicit_soft_labels and poly1_cross_entropy-ids",
+    ),
+    "focal factor's derivative divides by 0": Sabotage(
+        "_core/focal_terms.py",
+        "1 / jnp.where(is_zero, 1, x))",
+        "1 / x) + 0 / x",
+        "tests/test_focal.py",
+        "finite_to_second_order and ids",
+    ),
+    "focal factor without a derivative by gamma": Sabotage(
+        "_core/focal_terms.py",
+        "if not isinstance(d_exponent, SymbolicZero):",
+        "if False:",
+        "tests/test_focal.py",
+        "every_derivative and sigmoid",
+    ),
+    "bad labels left out of the counts": Sabotage(
+        "class_weights.py",
+        "jnp.where(jnp.any(ids < 0), jnp.nan, counts)",
+        "counts",
+        "tests/test_class_weights.py",
+        "bad_label",
+    ),
+    "absent classes counted": Sabotage(
+        "class_weights.py",
+        "_or_1(jnp.sum(occurs, dtype=counts.dtype))",
+        "jnp.asarray(counts.size, counts.dtype)",
+        "tests/test_class_weights.py",
+        "paper",
+    ),
+    "ignored labels refused": Sabotage(
+        "labels.py", "is_bad &= ids != ignored", "pass", "tests/test_labels.py", "passes_good_ones"
+    ),
+    "option missing from the overloads": Sabotage(
+        "_core/signatures.py", "    axis: int\n", "", "tests/test_typing.py", "overloads"
+    ),
     "probabilities' slope not clamped": Sabotage(
         "_core/probability_rows.py", "jnp.maximum(p, _LOWEST_PROB)", "p", "tests/test_probs.py", "still_push"
+    ),
+    "torch's mean of distributions weighted": Sabotage(
+        "torch_compat.py",
+        "mean.total.dtype) if is_soft else mean.weight",
+        "mean.total.dtype) if False else mean.weight",
+        "tests/test_torch_compat.py",
+        "torchs_formula and distributions",
+    ),
+    "torch's mean of nothing is 0": Sabotage(
+        "torch_compat.py",
+        "jnp.where(divisor == 0, jnp.nan, divisor)",
+        "jnp.where(divisor == 0, 1, divisor)",
+        "tests/test_torch_compat.py",
+        "mean_over_ignored_rows",
+    ),
+    "reduce read as size_average": Sabotage(
+        "torch_compat.py",
+        "if reduce is not None and not reduce:",
+        "if size_average is not None and not size_average:",
+        "tests/test_torch_compat.py",
+        "override_reduction",
+    ),
+    "what is no probability let through": Sabotage(
+        "torch_compat.py", "1), 0, jnp.nan)", "1), 0, 0)", "tests/test_torch_compat.py", "no_probability"
+    ),
+    "families of smoothing not converted on the page": Sabotage(
+        "../docs/migrating.md",
+        "label_smoothing=0.1 * V / (V - 1)",
+        "label_smoothing=0.1",
+        "tests/test_migrating.py",
+        "optax",
+    ),
+    "masked hidden states meet the matmuls": Sabotage(
+        LINEAR,
+        "return rows.hidden if rows.where is None else jnp.where(rows.where[:, None], rows.hidden, 0)",
+        "return rows.hidden",
+        FUSED,
+        "masked_rows and mean and ids",
+    ),
+    "cotangents of rows dropped": Sabotage(
+        LINEAR,
+        "_differentiate(config, rows, shared, cotangents[0], wanted)",
+        "_differentiate(config, rows, shared, jnp.ones_like(cotangents[0]), wanted)",
+        FUSED,
+        "plain_formula and 31 and None",
+    ),
+    "cotangent of the total dropped": Sabotage(
+        LINEAR,
+        "lambda gradient: d_total * gradient, gradients",
+        "lambda gradient: gradient, gradients",
+        FUSED,
+        "plain_formula and 31 and None",
+    ),
+    "remainder of the rows dropped": Sabotage(
+        "_core/chunks.py",
+        "sums = jax.tree.map(jnp.add, sums, terms)\n    return",
+        "sums = sums\n    return",
+        FUSED,
+        "plain_formula and 31 and None",
+    ),
+    "chunks left in their own order": Sabotage(
+        "_core/chunks.py", "lambda a: a.swapaxes(0, 1)", "lambda a: a", FUSED, "does_not_depend_on_the_chunks"
+    ),
+    "softcap without its derivative": Sabotage(
+        LINEAR,
+        "softcap(logits, shared.logit_softcap)",
+        "logits + lax.stop_gradient(softcap(logits, shared.logit_softcap) - logits)",
+        FUSED,
+        "plain_formula and 31 and 5.0",
+    ),
+    "softcap of a class that does not exist": Sabotage(
+        LINEAR, "jnp.where(is_dead, -jnp.inf, cap", "jnp.where(False, -jnp.inf, cap", FUSED, "padded_columns"
+    ),
+    "kernel gradient rounded chunk by chunk": Sabotage(
+        LINEAR,
+        "return _matmul(config, *operands, 0, 0)",
+        "return _matmul(config, *operands, 0, 0).astype(rows.hidden.dtype)",
+        FUSED,
+        "gradients_have_their_arguments_dtypes or errors",
+    ),
+    "d_hidden not added over the classes' devices": Sabotage(
+        LINEAR,
+        "beside_classes = aligned(beside_classes)",
+        "beside_classes = dict(beside_classes)",
+        "tests/test_linear_meshes.py",
+        "inside_and_outside and ids",
     ),
 }
 
 
-# Each break runs in a fork of a process that has imported what all tests import, which takes longer than many a break. jax
-# starts no threads at its import.
+# Forks of a process that has imported what every test imports, which takes longer than many a break; jax starts no thread
+# before it is first used.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "numpy", "jax.numpy", "optax", "mpmath"])
-# Without the plugins that would only cost time.
-OPTIONS = "-x -q -p no:cacheprovider -p no:xdist -p no:hypothesispytest"
 
 
 def run_on_copy(folder: Path, tests: str, select: str) -> tuple[int | None, str]:
     """The exit status (None: none in time) and the output of pytest on the copy in `folder`."""
     log = folder / "log"
-    process = FORKS.Process(target=_run_pytest, args=(folder, [*OPTIONS.split(), tests, "-k", select], log))
+    arguments = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:hypothesispytest",
+        tests,
+        "-k",
+        select,
+    ]
+    process = FORKS.Process(target=_run_pytest, args=(folder, arguments, log))
     process.start()
     process.join(300)
     process.kill()
@@ -182,7 +363,7 @@ def _run_pytest(folder: Path, arguments: list[str], log: Path) -> None:
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ("jxent", "tests"):
+    for name in ("jxent", "tests", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path

@@ -14,6 +14,9 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
+from jxent._core.dtypes import compute_dtype
+from jxent._core.shards import VocabAxis, varying_axes
+
 REDUCTIONS = ("none", "sum", "mean", "partial")
 
 
@@ -70,6 +73,39 @@ def as_axes(fn: str, name: str, values: Array, axis: Any) -> tuple[int, ...]:
     return axes
 
 
+def as_vocab_axis(fn: str, name: str, scores: Array, value: Any) -> VocabAxis:
+    """The names of the `shard_map` axes that split the classes of `scores`, as a tuple; or None."""
+    if value is None:
+        return None
+    names = value if isinstance(value, tuple) else (value,)
+    for axis_name in names:
+        try:
+            lax.axis_size(axis_name)
+        except (NameError, TypeError) as error:
+            raise ValueError(
+                f"{fn}: vocab_axis_name={value!r}, but there is no mapped axis {axis_name!r} here; it names an axis of a "
+                "jax.shard_map around the call, and is not needed under jit alone"
+            ) from error
+    missing = [axis_name for axis_name in names if axis_name not in varying_axes(scores)]
+    if missing or not names:
+        raise ValueError(
+            f"{fn}: vocab_axis_name={value!r} must name the axes that split the classes of {name}, but {name} does not "
+            f"vary over {missing}: either its in_specs do not split it there, or shard_map was called with "
+            "check_vma=False; leave check_vma on, since gradients would be wrong by the size of the axis without it"
+        )
+    return names
+
+
+def check_same_over(fn: str, vocab_axis_name: VocabAxis, **arrays: Array | None) -> None:
+    """What belongs to a row is one and the same on all devices that share it: else its gradient would count for each."""
+    for name, array in arrays.items():
+        if array is not None and varying_axes(array) & set(vocab_axis_name or ()):
+            raise ValueError(
+                f"{fn}: {name} varies over vocab_axis_name={vocab_axis_name}, but must be the same on all devices of "
+                f"those axes, as its in_specs can say; if it is, jax.lax.pmax({name}, {vocab_axis_name}) tells jax so"
+            )
+
+
 def as_integer(fn: str, name: str, value: Any) -> int:
     if isinstance(value, bool | np.bool_ | Tracer):
         raise TypeError(f"{fn}: {name} must be a static integer; got {_kind(value)}")
@@ -114,6 +150,43 @@ def _label_hint(labels: Array, scores: Array, axis: int) -> str:
     elif labels.shape == rows:
         return "; for class ids, did you mean labels.astype(jnp.int32)?"
     return ""
+
+
+def as_ids(fn: str, name: str, value: Any) -> Array:
+    """Integers of any shape."""
+    ids = as_array(fn, name, value)
+    _check_ids_dtype(fn, name, ids.dtype)
+    return ids
+
+
+def as_concrete_ids(fn: str, name: str, value: Any) -> np.ndarray:
+    """The same in NumPy: 64 bits are not narrowed, and nothing is traced."""
+    try:
+        ids = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{fn}: {name} must be an array of integers; got {type(value).__name__} ({error})") from error
+    _check_ids_dtype(fn, name, ids.dtype)
+    return ids
+
+
+def _check_ids_dtype(fn: str, name: str, dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{fn}: {name} must have an integer dtype (class ids); got {dtype.name}")
+
+
+def as_num_classes(fn: str, value: Any) -> int:
+    num_classes = as_integer(fn, "num_classes", value)
+    if num_classes < 1:
+        raise ValueError(f"{fn}: num_classes must be at least 1; got {num_classes}")
+    return num_classes
+
+
+def as_counts(fn: str, name: str, value: Any) -> Array:
+    """`[V]` numbers, in at least float32."""
+    counts = _as_real(fn, name, value)
+    if counts.ndim != 1:
+        raise ValueError(f"{fn}: {name} has shape {counts.shape}; expected one axis, a count for each class")
+    return counts.astype(compute_dtype(counts.dtype if jnp.issubdtype(counts.dtype, jnp.floating) else jnp.float32))
 
 
 def as_binary_labels(fn: str, scores_name: str, scores: Array, labels: Any) -> Array:
@@ -189,16 +262,70 @@ def as_hyper_parameter(
     fn: str, name: str, value: Any, dtype: Any, low: float = -np.inf, high: float = np.inf
 ) -> Array | None:
     """A scalar in the compute dtype, which may be traced; or None for the number 0. Numbers must lie in [low, high]."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_):
-        if not low <= float(value) <= high:
-            wanted = "a number" if low == -np.inf else f"in [{low:g}, {high:g}]"
-            raise ValueError(f"{fn}: {name} must be {wanted}; got {value}")
-        if value == 0:
-            return None
+    check_range(fn, name, value, low, high)
+    return None if is_number(value) and value == 0 else as_scalar(fn, name, value, dtype)
+
+
+def as_scalar(fn: str, name: str, value: Any, dtype: Any) -> Array:
     scalar = _as_real(fn, name, value)
     if scalar.ndim:
         raise ValueError(f"{fn}: {name} must be a scalar; got shape {scalar.shape}; use jax.vmap to try several")
     return scalar.astype(dtype)
+
+
+def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool) -> tuple[Array, int]:
+    """The kernel, `[D, V]` or transposed `[V, D]`, for hidden states `[..., D]`; and V."""
+    kernel = as_scores(fn, "kernel", kernel)
+    if hidden.ndim == 0:
+        raise ValueError(f"{fn}: hidden has shape (); expected (..., D)")
+    depth = hidden.shape[-1]
+    wanted, swapped = (f"(V, {depth})", f"({depth}, V)") if transposed else (f"({depth}, V)", f"(V, {depth})")
+    if kernel.ndim != 2 or kernel.shape[int(transposed)] != depth:
+        hint = ""
+        if kernel.ndim == 2 and kernel.shape[int(not transposed)] == depth:
+            hint = f"; for a kernel of shape {swapped} pass transpose_kernel={not transposed}"
+        raise ValueError(
+            f"{fn}: kernel has shape {kernel.shape}; expected {wanted}, to go with hidden of shape {hidden.shape} and "
+            f"transpose_kernel={transposed}{hint}"
+        )
+    num_classes = kernel.shape[int(not transposed)]
+    if num_classes == 0:
+        raise ValueError(f"{fn}: kernel has shape {kernel.shape}, which holds zero classes")
+    return kernel, num_classes
+
+
+def as_softcap(fn: str, value: Any, dtype: Any) -> Array | None:
+    """A positive scalar in the compute dtype, which may be traced; None for none."""
+    if value is None:
+        return None
+    if isinstance(value, numbers.Real) and not float(value) > 0:
+        raise ValueError(f"{fn}: logit_softcap must be above 0, or None for none; got {value}")
+    return as_hyper_parameter(fn, "logit_softcap", value, dtype)
+
+
+def check_precision(fn: str, value: Any) -> None:
+    """What `jax.lax.dot_general` takes as `precision`; it knows best what that is."""
+    operand = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    try:
+        jax.eval_shape(lambda a: lax.dot_general(a, a, (((1,), (0,)), ((), ())), precision=value), operand)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{fn}: precision does not fit jax.lax.dot_general: {error}") from error
+
+
+def as_chunk_size(fn: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    size = as_integer(fn, "chunk_size", value)
+    if size < 1:
+        raise ValueError(f"{fn}: chunk_size must be at least 1, or None for what the byte budget allows; got {size}")
+    return size
+
+
+def check_range(fn: str, name: str, value: Any, low: float, high: float) -> None:
+    """Numbers must lie in [low, high]; arrays, which may be traced, are not looked into."""
+    if is_number(value) and not low <= float(value) <= high:
+        wanted = "a number" if low == -np.inf else f"at least {low:g}" if high == np.inf else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{fn}: {name} must be {wanted}; got {value}")
 
 
 def check_reduction(fn: str, reduction: Any) -> None:
@@ -221,6 +348,10 @@ def _as_real(fn: str, name: str, value: Any) -> Array:
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(f"{fn}: {name} must have a floating or integer dtype; got {array.dtype.name}")
     return array
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
 def _kind(value: Any) -> str:

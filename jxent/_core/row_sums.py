@@ -6,6 +6,7 @@ terms below exclude classes by arithmetic, and on the CPU a barrier gives each s
 broadcast constants of its own. TPU and GPU fuse any form, and get these without the barriers.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jax import Array, lax
 
 # XLA:CPU sums rows up to here inside one fused loop; longer ones it first writes out, unless they are cut in windows.
 _LONGEST_FUSED_ROW = 32768
-_WINDOW = 8192
+_WINDOW, _SHORTEST_WINDOW = 8192, 4096
 # float32 tells integers apart up to here.
 _EXACT_FLOAT32_INTEGERS = 2**24
 
@@ -40,14 +41,13 @@ class RowSums:
         constants = (jnp.array(c, dtype) for c in (0.5, 1, jnp.finfo(dtype).max))
         self.axis, self.cpu = axis, cpu
         self.operands = Operands(logits, row_max, labels, class_weight, *constants)
-        self.last: Array | None = None
 
     def of(self, term: Callable[[Operands, int], Array]) -> Array:
         if self.cpu:
-            # Each barrier takes the sum before it, so that no two are alike and merged.
-            self.operands, self.last = lax.optimization_barrier((self.operands, self.last))
-        self.last = _row_sum(term(self.operands, self.axis), self.axis, self.cpu)
-        return self.last
+            # Barriers stand in a row, so that no two are alike and merged. They take no sum before theirs: the sums are
+            # to stay independent, for XLA reduces such over the devices of a mesh all at once.
+            self.operands = lax.optimization_barrier(self.operands)
+        return _row_sum(term(self.operands, self.axis), self.axis, self.cpu)
 
 
 def _row_sum(terms: Array, axis: int, cpu: bool) -> Array:
@@ -57,11 +57,35 @@ def _row_sum(terms: Array, axis: int, cpu: bool) -> Array:
     """
     if not cpu:
         return jnp.sum(terms, axis, keepdims=True)
-    if terms.shape[axis] > _LONGEST_FUSED_ROW:
-        window = tuple(_WINDOW if i == axis else 1 for i in range(terms.ndim))
+    if terms.shape[axis] > _LONGEST_FUSED_ROW and _can_cut(terms, axis):
+        window = tuple(_window(n) if i == axis else 1 for i, n in enumerate(terms.shape))
         terms = lax.reduce_window(terms, jnp.zeros((), terms.dtype), lax.add, window, window, "SAME")
         terms = lax.optimization_barrier(terms)
     return lax.optimization_barrier(jnp.sum(terms, axis, keepdims=True))
+
+
+def _window(num_classes: int) -> int:
+    """A width such that 2, 4, 8, … devices that share the classes cut between windows: they would have to send each other
+    pieces of windows otherwise, thousands of numbers a row.
+    """
+    width = num_classes
+    while width % 2 == 0 and width >= 2 * _SHORTEST_WINDOW:
+        width //= 2
+    return width if width <= _LONGEST_FUSED_ROW else _WINDOW
+
+
+def _can_cut(x: Array, axis: int) -> bool:
+    """A mesh with Explicit axes refuses windows that its devices do not share evenly."""
+    sharding, windows = jax.typeof(x).sharding, -(-x.shape[axis] // _window(x.shape[axis]))
+    names = sharding.spec[axis] if is_split(x, axis) else ()
+    names = names if isinstance(names, tuple) else (names,)
+    return windows % math.prod(sharding.mesh.shape[name] for name in names) == 0
+
+
+def is_split(x: Array, axis: int) -> bool:
+    """Whether Explicit mesh axes split `axis`; of Auto ones no trace-time question tells."""
+    spec = jax.typeof(x).sharding.spec
+    return axis < len(spec) and spec[axis] is not None
 
 
 def sign_d(o: Operands, axis: int) -> Array:
@@ -97,6 +121,20 @@ def target_dot_d(o: Operands, axis: int) -> Array:
 
 def target_on_dead(o: Operands, axis: int) -> Array:
     return jnp.abs(target(o, axis)) * (o.one - live(o, axis))
+
+
+def target_missed(excess: Array, o: Operands, axis: int) -> Array:
+    """(1 + u) · q · (1 − p), with u as `excess`: at a maximum q · u."""
+    return target(o, axis) * (excess + (o.one - jnp.exp(_d(o))))
+
+
+def target_hit(o: Operands, axis: int) -> Array:
+    """(1 + u) · q · p."""
+    return target(o, axis) * jnp.exp(_d(o))
+
+
+def target_hit_below_max(o: Operands, axis: int) -> Array:
+    return -(target_hit(o, axis) * jnp.sign(_d(o)))
 
 
 def live(o: Operands, axis: int) -> Array:
@@ -140,8 +178,7 @@ def entry_at(x: Array, y: Array, axis: int, cpu: bool) -> Array:
     A mesh with Explicit axes refuses to gather along a split class axis, so there the entry is selected instead. The
     barrier stops XLA:CPU from converting all of a bfloat16 `x` before the gather, instead of one number a row after it.
     """
-    spec = jax.typeof(x).sharding.spec
-    if axis < len(spec) and spec[axis] is not None:
+    if is_split(x, axis):
         return jnp.sum(jnp.where(class_ids(x.shape, axis) == y, x, 0), axis, keepdims=True, dtype=x.dtype)
     entry = jnp.take_along_axis(x, jnp.maximum(y, 0), axis, mode="promise_in_bounds")
     return lax.optimization_barrier(entry) if cpu else entry

@@ -34,8 +34,7 @@ def sigmoid_terms(
     x, y, pos_weight = masked_elements(logits, labels, pos_weight, where)
     y = smoothed(y, smoothing)
     positive = y if pos_weight is None else pos_weight * y
-    loss = _product(positive, softplus(-x)) + _product(1 - y, softplus(x))
-    # Else XLA:CPU writes out what a sum of the loss is made of, array by array.
+    loss = product(positive, softplus(-x)) + product(1 - y, softplus(x))
     # Else XLA:CPU writes out what a sum of the loss is made of, array by array.
     return cpu_barrier(loss if where is None else jnp.where(where, loss, 0))
 
@@ -87,7 +86,7 @@ sigmoid.defjvp(_sigmoid_jvp)
 
 
 @jax.custom_jvp
-def _product(coefficient: Array, term: Array) -> Array:
+def product(coefficient: Array, term: Array) -> Array:
     """Coefficient · term, with 0 · inf = 0."""
     return coefficient * jnp.where(coefficient == 0, 0, term)
 
@@ -100,7 +99,7 @@ def _product_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
         tangent = tangent + d_coefficient * term
     if not isinstance(d_term, SymbolicZero):
         tangent = tangent + coefficient * d_term
-    return _product(coefficient, term), tangent
+    return product(coefficient, term), tangent
 
 
-_product.defjvp(_product_jvp, symbolic_zeros=True)
+product.defjvp(_product_jvp, symbolic_zeros=True)

@@ -35,7 +35,8 @@ from jxent._core.row_sums import (
     target_dot_d,
     target_on_dead,
 )
-from jxent._core.targets import is_ids
+from jxent._core.shards import VocabAxis, aligned, highest, own_ids, summed
+from jxent._core.targets import Targets, is_ids
 
 
 class TargetRows(NamedTuple):
@@ -75,9 +76,14 @@ class Rows(NamedTuple):
         return self.row_max + jnp.log1p(self.excess)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def softmax_rows(
-    logits: Array, labels: Array, class_weight: Array | None, where: Array | None, axis: int, smooth: bool
+    logits: Array,
+    labels: Array,
+    class_weight: Array | None,
+    where: Array | None,
+    axis: int,
+    smooth: bool,
+    vocab_axis_name: VocabAxis = None,
 ) -> Rows:
     """Evaluates every row of `logits` along `axis`.
 
@@ -90,79 +96,121 @@ def softmax_rows(
         where: bool of the row shape; rows that are False are 0 in value and gradient whatever they hold.
         axis: the class axis, not negative.
         smooth: whether to fill `spread` and `live_classes`.
+        vocab_axis_name: the axes of a `shard_map` that split the classes, over which `logits` varies; V is then what
+            one device holds, and ids and the result are of the whole, the same on all devices.
     """
-    return _forward(axis, smooth, logits, labels, class_weight, where)
+    arrays = aligned((logits, labels, class_weight, where), apart_from=vocab_axis_name)
+    return _softmax_rows(*arrays, axis, smooth, vocab_axis_name)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
+def _softmax_rows(
+    logits: Array,
+    labels: Array,
+    class_weight: Array | None,
+    where: Array | None,
+    axis: int,
+    smooth: bool,
+    vocab_axis_name: VocabAxis,
+) -> Rows:
+    return _forward(axis, smooth, vocab_axis_name, logits, labels, class_weight, where)
 
 
 # The derivative rule. With t the target and T = Σ_c t_c, differentiating T·log1p(u) − Σ t_c d_c at constant m:
 #
 #   ∂loss/∂x_c = T·p_c − t_c,   ∂loss/∂t_c = log1p(u) − d_c,   ∂u/∂x_c = exp(d_c)
 #
-# T·p − t cancels where p → 1, which is why `_label_slope` and `_target_slope` write that element differently. The rule
-# calls `softmax_rows` for its primal, so it is itself differentiable to any order, and the tangent map runs under
+# T·p − t cancels where p → 1, which is why `_label_slope` and `target_slope` write that element differently. The rule
+# calls `_softmax_rows` for its primal, so it is itself differentiable to any order, and the tangent map runs under
 # `jax.checkpoint`: reverse mode keeps its inputs and the O(N) `rows`, and remakes the [N, V] softmax on the way back.
 # All that it sums over the classes is linear in a tangent, so that its transpose is elementwise and sums nothing.
-def _softmax_rows_jvp(axis: int, smooth: bool, primals: Any, tangents: Any) -> tuple[Rows, Rows]:
-    rows = softmax_rows(*primals, axis, smooth)
+def _softmax_rows_jvp(
+    axis: int, smooth: bool, vocab_axis_name: VocabAxis, primals: Any, tangents: Any
+) -> tuple[Rows, Rows]:
+    rows = _softmax_rows(*primals, axis, smooth, vocab_axis_name)
     d_logits, d_labels, d_class_weight, _ = (None if isinstance(t, SymbolicZero) else t for t in tangents)
-    tangent_map = jax.checkpoint(partial(_tangents, axis, smooth), prevent_cse=False)
+    tangent_map = jax.checkpoint(partial(row_tangents, axis, vocab_axis_name), prevent_cse=False)
     return rows, tangent_map(rows, *primals, d_logits, d_labels, d_class_weight)
 
 
-softmax_rows.defjvp(_softmax_rows_jvp, symbolic_zeros=True)
+_softmax_rows.defjvp(_softmax_rows_jvp, symbolic_zeros=True)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _forward(
-    axis: int, smooth: bool, logits: Array, labels: Array, class_weight: Array | None, where: Array | None
+    axis: int,
+    smooth: bool,
+    vocab_axis_name: VocabAxis,
+    logits: Array,
+    labels: Array,
+    class_weight: Array | None,
+    where: Array | None,
 ) -> Rows:
-    rows = lax.platform_dependent(
-        logits,
-        labels,
-        class_weight,
-        cpu=partial(_evaluate, axis, smooth, True),
-        default=partial(_evaluate, axis, smooth, False),
+    row_max = highest(jnp.max(logits.astype(compute_dtype(logits.dtype)), axis, keepdims=True), vocab_axis_name)
+    own = own_ids(labels, logits.shape[axis], vocab_axis_name) if is_ids(labels) else labels
+    sums, of_slope = lax.platform_dependent(
+        *aligned((logits, row_max, own, class_weight)),
+        cpu=partial(_class_sums, axis, smooth, True),
+        default=partial(_class_sums, axis, smooth, False),
     )
+    # Two all-reduces, so that what only a derivative needs is dropped where there is none.
+    sums = summed(sums, vocab_axis_name) | summed(of_slope, vocab_axis_name)
+    is_bad = jnp.expand_dims(labels < 0, axis) if is_ids(labels) else None
+    rows = _squeezed(_rows(row_max, sums, is_bad), axis)
     if where is None:
         return rows
     return jax.tree.map(lambda field: jnp.where(where, field, 0), rows)
 
 
-def _evaluate(axis: int, smooth: bool, cpu: bool, logits: Array, labels: Array, class_weight: Array | None) -> Rows:
-    dtype = compute_dtype(logits.dtype)
-    row_max = jnp.max(logits.astype(dtype), axis, keepdims=True)
+def _class_sums(
+    axis: int, smooth: bool, cpu: bool, logits: Array, row_max: Array, labels: Array, class_weight: Array | None
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What `_rows` needs to have summed over the classes: for the losses, and for their derivatives alone."""
     if cpu:
         logits, row_max = lax.optimization_barrier((logits, row_max))
     sums = RowSums(axis, cpu, logits, row_max, labels, class_weight)
-
     if is_ids(labels):
         y = jnp.expand_dims(labels, axis)
-        d_label = entry_at(logits, y, axis, cpu).astype(dtype) - row_max
-        # Where the label is bad nothing is excluded, and expm1(−inf) = −1 leaves log_z right.
-        excess = sums.of(exp_of_others) + jnp.where(y < 0, -1, jnp.expm1(d_label))
-        label = TargetRows(jnp.log1p(excess) - jnp.where(y < 0, jnp.nan, d_label), None, None)
+        d_label = entry_at(logits, y, axis, cpu).astype(row_max.dtype) - row_max
+        result, of_slope = {"d_label": jnp.where(y < 0, 0, d_label), "others": sums.of(exp_of_others)}, {}
     else:
         # sign(d) is −1 but at the maxima, where it is 0: this counts them, and leaves their exp(0) = 1 out of the sum.
-        num_maxima = logits.shape[axis] + sums.of(sign_d)
-        excess = (num_maxima - 1) + sums.of(exp_below_max)
-        mass, dot_d, on_dead = sums.of(target), sums.of(target_dot_d), sums.of(target_on_dead)
-        loss = mass * jnp.log1p(excess) - dot_d
-        loss = jnp.where((on_dead > 0) & (excess >= 0), jnp.inf, loss)
-        label = TargetRows(loss, mass, jnp.where(excess < 1, sums.of(target_below_max), 0))
-
-    spread = live_classes = None
+        result = {"num_maxima": logits.shape[axis] + sums.of(sign_d), "others": sums.of(exp_below_max)}
+        result |= {"mass": sums.of(target), "dot_d": sums.of(target_dot_d), "on_dead": sums.of(target_on_dead)}
+        of_slope = {"below_max": sums.of(target_below_max)}
     if smooth:
-        live_classes = sums.of(live)
-        mass = live_classes if class_weight is None else sums.of(live_weight)
-        loss = mass * jnp.log1p(excess) - sums.of(live_weight_dot_d)
-        spread = TargetRows(loss, mass, jnp.where(excess < 1, sums.of(live_weight_below_max), 0))
-    return _squeezed(Rows(label, spread, live_classes, row_max, excess), axis)
+        result["live"] = sums.of(live)
+        if class_weight is not None:
+            result["live_weight"] = sums.of(live_weight)
+        result["live_dot_d"] = sums.of(live_weight_dot_d)
+        of_slope["live_below_max"] = sums.of(live_weight_below_max)
+    return result, of_slope
+
+
+def _rows(row_max: Array, sums: dict[str, Array], is_bad: Array | None) -> Rows:
+    """`is_bad` marks the bad ids; it is None for distributions."""
+    if is_bad is not None:
+        # Where the label is bad nothing is excluded, and expm1(−inf) = −1 leaves log_z right.
+        excess = sums["others"] + jnp.where(is_bad, -1, jnp.expm1(sums["d_label"]))
+        label = TargetRows(jnp.log1p(excess) - jnp.where(is_bad, jnp.nan, sums["d_label"]), None, None)
+    else:
+        excess = (sums["num_maxima"] - 1) + sums["others"]
+        loss = sums["mass"] * jnp.log1p(excess) - sums["dot_d"]
+        loss = jnp.where((sums["on_dead"] > 0) & (excess >= 0), jnp.inf, loss)
+        label = TargetRows(loss, sums["mass"], jnp.where(excess < 1, sums["below_max"], 0))
+
+    spread = None
+    if "live" in sums:
+        mass = sums.get("live_weight", sums["live"])
+        loss = mass * jnp.log1p(excess) - sums["live_dot_d"]
+        spread = TargetRows(loss, mass, jnp.where(excess < 1, sums["live_below_max"], 0))
+    return Rows(label, spread, sums.get("live"), row_max, excess)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _tangents(
+def row_tangents(
     axis: int,
-    smooth: bool,
+    vocab_axis_name: VocabAxis,
     rows: Rows,
     logits: Array,
     labels: Array,
@@ -173,6 +221,7 @@ def _tangents(
     d_class_weight: Array | None,
 ) -> Rows:
     """The tangents of `rows`: linear in the `d_` arguments, of which None stands for zero."""
+    constant = jnp.zeros_like(rows.row_max)
     # Else XLA:CPU computes one [N, V] array (a conversion, a broadcast row_max) for both passes to share.
     rows, logits = cpu_barrier((rows, logits))
     rows = jax.tree.map(lambda field: jnp.expand_dims(field, axis), rows)
@@ -190,20 +239,20 @@ def _tangents(
     if is_ids(labels):
         label = TargetRows(zero, None, None)
         if v is not None:
-            slope = _label_slope(d, rows, jnp.expand_dims(labels, axis), axis)
+            slope = _label_slope(d, rows, labels, axis, vocab_axis_name)
             label = label._replace(loss=jnp.sum(slope * v, axis, keepdims=True))
     else:
         t, d_t = _distribution(labels, w, d_labels, d_w, where, dtype)
         label = _target_tangents(axis, d, rows, rows.label, t, is_dead & (t == 0), v, d_t)
 
-    spread = live_classes = None
+    spread = None
     if rows.spread is not None:
         t = jnp.where(is_dead, 0, jnp.ones_like(d) if w is None else w)
         d_t = None if d_w is None else jnp.where(is_dead, 0, d_w)
         spread = _target_tangents(axis, d, rows, rows.spread, t, is_dead, v, d_t)
-        live_classes = zero
     excess = zero if v is None else jnp.sum(jnp.exp(d) * v, axis, keepdims=True)
-    return _squeezed(Rows(label, spread, live_classes, zero, excess), axis)
+    label, spread, excess = summed(_squeezed((label, spread, excess), axis), vocab_axis_name)
+    return Rows(label, spread, None if spread is None else constant, constant, excess)
 
 
 def _distribution(
@@ -230,7 +279,7 @@ def _target_tangents(
     loss = mass = others = jnp.zeros_like(rows.row_max)
     total = partial(jnp.sum, axis=axis, keepdims=True)
     if v is not None:
-        loss = total(_target_slope(d, rows, target, t) * v)
+        loss = total(target_slope(d, rows, target, t) * v)
     if d_t is not None:
         surprise = jnp.where(uncounted, 0, jnp.log1p(rows.excess) - jnp.where(uncounted, 0, d))
         loss = loss + total(surprise * d_t)
@@ -238,13 +287,14 @@ def _target_tangents(
     return TargetRows(loss, mass, others)
 
 
-def _label_slope(d: Array, rows: Rows, y: Array, axis: int) -> Array:
+def _label_slope(d: Array, rows: Rows, labels: Array, axis: int, vocab_axis_name: VocabAxis) -> Array:
     """∂loss/∂x for ids: p_c, and p_y − 1 = expm1(−loss) at the label; NaN all along the row of a bad id."""
-    scale = jnp.where(y < 0, jnp.nan, 1 / (1 + rows.excess))
+    y = jnp.expand_dims(own_ids(labels, d.shape[axis], vocab_axis_name), axis)
+    scale = jnp.where(jnp.expand_dims(labels < 0, axis), jnp.nan, 1 / (1 + rows.excess))
     return jnp.where(class_ids(d.shape, axis) == y, jnp.expm1(-rows.label.loss), jnp.exp(d) * scale)
 
 
-def _target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
+def target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
     """∂loss/∂x for a target: T·p_c − t_c, rewritten as Σ_{c≠r} t_c − T·(1 − p_r) at a maximum r with p_r > 1/2.
 
     There t_r may be near T·p_r; with a smaller p_r it is the rewritten form that cancels. 1 − p_r is (u − expm1(d_r)) / (1 + u): the last term is 0 in value, as d_r is, but not under differentiation.
@@ -257,5 +307,32 @@ def _target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
     return jnp.where(is_top, target.others - target.mass * complement, target.mass * p - t)
 
 
-def _squeezed(rows: Rows, axis: int) -> Rows:
+def _squeezed(rows: Any, axis: int) -> Any:
     return jax.tree.map(lambda field: jnp.squeeze(field, axis), rows)
+
+
+def row_losses(logits: Array, targets: Targets, z_loss: Array | None) -> tuple[Array, Rows]:
+    """The loss of each row, before sample weights, and what is known of the row."""
+    labels, class_weight, where, axis = targets.labels, targets.class_weight, targets.where, targets.axis
+    smooth = targets.smoothing is not None
+    rows = softmax_rows(logits, labels, class_weight, where, axis, smooth, targets.vocab_axis_name)
+    spread_loss = None if rows.spread is None else rows.spread.loss
+    loss = targets.row_loss(rows.label.loss, spread_loss, rows.live_classes)
+    if z_loss is not None:
+        loss = loss + z_loss * jnp.square(rows.log_z)
+    return loss, rows
+
+
+def predicted_ids(logits: Array, rows: Rows, targets: Targets) -> Array:
+    """The class with the highest logit of each row, the lowest such id on ties; −1 where masked, NaN or all dead."""
+    x, axis, vocab_axis_name = lax.stop_gradient(logits), targets.axis, targets.vocab_axis_name
+    # Else XLA:CPU makes the argmax and the maximum share one float32 copy of narrower logits.
+    predicted = jnp.argmax(cpu_barrier(x), axis).astype(jnp.int32)
+    if vocab_axis_name is not None:
+        own_max = jnp.max(x, axis).astype(rows.row_max.dtype)
+        first = lax.axis_index(vocab_axis_name) * x.shape[axis]
+        candidate = jnp.where(own_max == rows.row_max, first + predicted, jnp.iinfo(jnp.int32).max)
+        # The maximum over devices need not tell of a NaN.
+        predicted = lax.pmin(jnp.where(jnp.isnan(own_max), -1, candidate), vocab_axis_name)
+    known = rows.row_max > -jnp.inf
+    return jnp.where(known if targets.where is None else known & targets.where, predicted, -1)

@@ -4,23 +4,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
+from jxent._core.shards import VocabAxis, num_classes_of_all, own_ids
 
 
 class Targets(NamedTuple):
     """What every row is compared with.
 
     Attributes:
-        labels: int32 ids of the row shape, −1 for a bad one and 0 in masked rows; or a distribution, as it came.
+        labels: int32 ids of the row shape (global ones where the classes are split over devices), −1 for a bad one and 0 in masked rows; or a distribution, as it came.
         class_weight: `[V]` or None.
         label_weight: the class weight of each row's id (1 for a bad one), or None.
         smoothing: a scalar, or None for none.
         sample_weight: of the row shape, or None.
         where: bool of the row shape, `ignore_index` worked in; or None for all.
         axis: the class axis.
+        vocab_axis_name: the axes of a `shard_map` that split the classes, or None.
     """
 
     labels: Array
@@ -30,6 +32,7 @@ class Targets(NamedTuple):
     sample_weight: Array | None
     where: Array | None
     axis: int
+    vocab_axis_name: VocabAxis = None
 
     @property
     def are_ids(self) -> bool:
@@ -39,12 +42,16 @@ class Targets(NamedTuple):
         """−Σ_c w_c q_c log p_c of each row: the label's loss (unweighted for ids) and, smoothed, the spread's mixed."""
         if self.label_weight is not None:
             label_loss = _scaled(self.label_weight, label_loss)
+        return self.smoothed(label_loss, spread_loss, live_classes)
+
+    def smoothed(self, of_label: Array, of_spread: Array | None, live_classes: Array | None) -> Array:
+        """What is linear in the target, from that of the label and that of 1 in every live class."""
         if self.smoothing is None:
-            return label_loss
-        assert spread_loss is not None
+            return of_label
+        assert of_spread is not None
         assert live_classes is not None
         share = self.smoothing / jnp.maximum(live_classes, 1)
-        return _scaled(1 - self.smoothing, label_loss) + share * spread_loss
+        return _scaled(1 - self.smoothing, of_label) + share * of_spread
 
     def row_weight(self, mass: Array | None) -> Array | None:
         """What each row counts in a mean, sample_weight apart: w_y for ids, Σ_c w_c q_c (its `mass`) else; None is 1."""
@@ -54,7 +61,7 @@ class Targets(NamedTuple):
 def make_targets(
     fn: str,
     scores_name: str,
-    scores: Array,
+    scores: Any,
     labels: Any,
     *,
     class_weight: Any,
@@ -63,6 +70,7 @@ def make_targets(
     ignore_index: Any,
     label_smoothing: Any,
     axis: int,
+    vocab_axis_name: VocabAxis = None,
 ) -> Targets:
     """Checks everything a multiclass loss takes beside its scores, and brings it into one form."""
     dtype = compute_dtype(scores.dtype)
@@ -75,25 +83,28 @@ def make_targets(
     smoothing = arguments.as_hyper_parameter(fn, "label_smoothing", label_smoothing, dtype, 0, 1)
     ignored = arguments.as_ignore_index(fn, ignore_index)
 
+    of_rows = {"labels": labels} if is_ids(labels) else {}
+    arguments.check_same_over(fn, vocab_axis_name, **of_rows, where=where, sample_weight=sample_weight)
+
     if not is_ids(labels):
         if ignored is not None:
             raise ValueError(
                 f"{fn}: ignore_index goes with class ids, but labels is a distribution ({labels.dtype.name}"
                 f"{list(labels.shape)}); mask rows with where instead"
             )
-        return Targets(labels, class_weight, None, smoothing, sample_weight, where, axis)
-    if ignored is not None and _holds(labels.dtype, ignored):
-        counted = labels != jnp.array(ignored, labels.dtype)
+        return Targets(labels, class_weight, None, smoothing, sample_weight, where, axis, vocab_axis_name)
+    counted = counted_ids(labels, ignored)
+    if counted is not None:
         where = counted if where is None else where & counted
-    ids = checked_ids(labels, num_classes)
+    ids = checked_ids(labels, num_classes_of_all(num_classes, vocab_axis_name))
     if where is not None:
         ids = jnp.where(where, ids, 0)
     label_weight = None
     if class_weight is not None:
-        label_weight = jnp.where(ids < 0, 1, _at_ids(class_weight, ids))
+        label_weight = jnp.where(ids < 0, 1, _at_ids(class_weight, ids, vocab_axis_name))
         if where is not None:
             label_weight = jnp.where(where, label_weight, 0)
-    return Targets(ids, class_weight, label_weight, smoothing, sample_weight, where, axis)
+    return Targets(ids, class_weight, label_weight, smoothing, sample_weight, where, axis, vocab_axis_name)
 
 
 class BinaryTargets(NamedTuple):
@@ -147,6 +158,13 @@ def is_ids(labels: Array) -> bool:
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
+def counted_ids(labels: Array, ignored: int | None) -> Array | None:
+    """Which labels are not to be ignored; None for all."""
+    if ignored is None or not _holds(labels.dtype, ignored):
+        return None
+    return labels != jnp.array(ignored, labels.dtype)
+
+
 def checked_ids(labels: Array, num_classes: int) -> Array:
     """int32 ids, −1 where out of [0, num_classes): compared in their own dtype, so that none wraps into the range."""
     bad = labels < 0
@@ -159,8 +177,11 @@ def _holds(dtype: Any, value: int) -> bool:
     return bool(jnp.iinfo(dtype).min <= value <= jnp.iinfo(dtype).max)
 
 
-def _at_ids(class_weight: Array, ids: Array) -> Array:
+def _at_ids(class_weight: Array, ids: Array, vocab_axis_name: VocabAxis) -> Array:
     """`class_weight[ids]`; anything where the id is negative. On a mesh with Explicit axes it is split like the ids."""
+    if vocab_axis_name is not None:
+        own = own_ids(ids, class_weight.size, vocab_axis_name)
+        return lax.psum(jnp.where(own < 0, 0, _at_ids(class_weight, own, None)), vocab_axis_name)
     sharding = jax.typeof(ids).sharding
     is_split = any(axes is not None for axes in (*sharding.spec, *jax.typeof(class_weight).sharding.spec))
     entries = class_weight.at[jnp.maximum(ids, 0)]

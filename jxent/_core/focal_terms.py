@@ -1,0 +1,76 @@
+"""loss · miss^γ, where the miss `s` is the probability that a prediction gives to anything but its target.
+
+Written plainly its derivatives are 0 · inf wherever s or the loss is 0 or the loss is inf. Here they are finite for
+every γ ≥ 0, to any order: (s^γ)' = γ · s^γ · (s' / s), where s' vanishes as s does, so that s' / s is of order 1; it is
+taken as 0 at s = 0.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from jxent._core.platform import cpu_barrier
+from jxent._core.sigmoid_terms import masked_elements, product, sigmoid, softplus
+
+
+def modulated(loss: Array, miss: Array, gamma: Array) -> Array:
+    """`loss · miss^gamma`, and `loss` where that is inf."""
+    # An infinite loss has s = 1 where the target is one class, and no finite derivative by s where it is several.
+    is_infinite = loss == jnp.inf
+    return jnp.where(is_infinite, loss, _power(miss, gamma) * jnp.where(is_infinite, 0, loss))
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+@jax.jit
+def sigmoid_focal_terms(
+    logits: Array, labels: Array, alpha: Array | None, gamma: Array | None, where: Array | None
+) -> Array:
+    """α_y · s^γ · (y·softplus(−x) + (1−y)·softplus(x)) with s = (1−y)·σ(x) + y·σ(−x) and α_y = α·y + (1−α)·(1−y).
+
+    The arguments are those of `sigmoid_terms`, `alpha` (None for none) being shaped as its `pos_weight`.
+    """
+    x, y, alpha = masked_elements(logits, labels, alpha, where)
+    loss = product(y, softplus(-x)) + product(1 - y, softplus(x))
+    if gamma is not None:
+        loss = modulated(loss, (1 - y) * sigmoid(x) + y * sigmoid(-x), gamma)
+    if alpha is not None:
+        loss = product(alpha * y + (1 - alpha) * (1 - y), loss)
+    return cpu_barrier(loss if where is None else jnp.where(where, loss, 0))
+
+
+@jax.custom_jvp
+def _power(base: Array, exponent: Array) -> Array:
+    return base**exponent
+
+
+def _power_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (base, exponent), (d_base, d_exponent) = primals, tangents
+    power, tangent = _power(base, exponent), jnp.zeros_like(base)
+    if not isinstance(d_base, SymbolicZero):
+        tangent = tangent + exponent * (power * (_reciprocal(base) * d_base))
+    if not isinstance(d_exponent, SymbolicZero):
+        tangent = tangent + power * jnp.log(jnp.where(base == 0, 1, base)) * d_exponent
+    return power, tangent
+
+
+_power.defjvp(_power_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _reciprocal(x: Array) -> Array:
+    """1 / x, and 0 at 0."""
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, x))
+
+
+# Not d_x / x²: that square underflows long before its quotient does.
+def _reciprocal_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x,), (d_x,) = primals, tangents
+    return _reciprocal(x), -_reciprocal(x) * (_reciprocal(x) * d_x)
+
+
+_reciprocal.defjvp(_reciprocal_jvp)

@@ -1,0 +1,67 @@
+"""Classes split over axes of a `shard_map`: which ids a device owns, and what the devices of those axes tell each other.
+
+`vocab_axis_name` is a tuple of axis names throughout, or None where the classes are not split; all of this is then
+nothing. `jax.shard_map` tracks over which mesh axes an array varies (https://docs.jax.dev/en/latest/notebooks/
+shard_map.html); a sum over an axis no longer varies over it, and transposes to a broadcast, which is what makes
+gradients right whether they are taken inside or outside.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+VocabAxis = tuple[Any, ...] | None
+
+
+def varying_axes(x: Array) -> frozenset[Any]:
+    """The manual mesh axes over which `x` varies: none outside of `shard_map`, nor under its `check_vma=False`."""
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def aligned(arrays: Any, apart_from: VocabAxis = None) -> Any:
+    """A pytree of arrays, unchanged, that all vary over every axis that one of them varies over (or only its own)."""
+    union = frozenset().union(*(varying_axes(x) for x in jax.tree.leaves(arrays))) - frozenset(apart_from or ())
+
+    def widened(x: Array) -> Array:
+        missing = tuple(sorted(union - varying_axes(x), key=str))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(widened, arrays)
+
+
+def num_classes_of_all(num_classes: int, vocab_axis_name: VocabAxis) -> int:
+    return num_classes if vocab_axis_name is None else num_classes * lax.axis_size(vocab_axis_name)
+
+
+def own_ids(ids: Array, num_classes: int, vocab_axis_name: VocabAxis) -> Array:
+    """Global ids → ids among this device's classes; −1 where another device has them, and for bad (negative) ones."""
+    if vocab_axis_name is None:
+        return ids
+    first = lax.axis_index(vocab_axis_name) * num_classes
+    return jnp.where((ids >= first) & (ids < first + num_classes), ids - first, -1)
+
+
+def summed(arrays: Any, vocab_axis_name: VocabAxis) -> Any:
+    """A pytree of arrays of one shape and dtype, each summed over all devices, in one all-reduce."""
+    leaves, structure = jax.tree.flatten(arrays)
+    if vocab_axis_name is None or not leaves:
+        return arrays
+    return jax.tree.unflatten(structure, list(lax.psum(jnp.stack(leaves), vocab_axis_name)))
+
+
+def highest(x: Array, vocab_axis_name: VocabAxis) -> Array:
+    """The maximum over all devices, which need not be NaN where one of them has a NaN."""
+    return x if vocab_axis_name is None else lax.pmax(x, vocab_axis_name)
+
+
+def zeros_of(structs: Any) -> Any:
+    """Zeros of the shapes and dtypes of the results of `jax.eval_shape`, varying over the same axes."""
+
+    def zeros(struct: Any) -> Array:
+        varying = struct.manual_axis_type.varying if struct.manual_axis_type is not None else ()
+        zero = jnp.zeros(struct.shape, struct.dtype)
+        return lax.pcast(zero, tuple(sorted(varying, key=str)), to="varying") if varying else zero
+
+    return jax.tree.map(zeros, structs)

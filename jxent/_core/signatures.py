@@ -1,0 +1,89 @@
+"""The types in public signatures.
+
+`reduction` and `return_aux` decide the type of a result, so every loss has overloads over them; a `TypedDict` holds the
+options that do not, so that an overload is three lines and not twenty. The implementation spells all of them out: it is
+what `help()` and `inspect.signature` show, and a test holds the two together.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, TypedDict
+
+import jax
+
+# Recursive instead of Sequence[Any], so that a type checker refuses strings.
+Scalar: TypeAlias = jax.typing.ArrayLike
+ArrayLike: TypeAlias = Scalar | Sequence["ArrayLike"]
+
+# The values of `reduction` that give an array, and the one that gives a `Mean`.
+ToArray: TypeAlias = Literal["none", "sum", "mean"]
+ToMean: TypeAlias = Literal["partial"]
+
+
+class RowOptions(TypedDict, total=False):
+    """Of every loss."""
+
+    sample_weight: ArrayLike | None
+    where: ArrayLike | None
+
+
+class ClassOptions(RowOptions, total=False):
+    """Of every multiclass loss."""
+
+    class_weight: ArrayLike | None
+    ignore_index: int | None
+    axis: int
+
+
+class SoftmaxFocalOptions(ClassOptions, total=False):
+    """Of `softmax_focal_loss`."""
+
+    gamma: Scalar
+
+
+class MulticlassOptions(ClassOptions, total=False):
+    """Of the multiclass losses with label smoothing."""
+
+    label_smoothing: Scalar
+
+
+class SoftmaxOptions(MulticlassOptions, total=False):
+    """Of `softmax_cross_entropy`."""
+
+    z_loss: Scalar
+    vocab_axis_name: Any
+
+
+class LinearOptions(RowOptions, total=False):
+    """Of `linear_softmax_cross_entropy`."""
+
+    bias: ArrayLike | None
+    transpose_kernel: bool
+    class_weight: ArrayLike | None
+    ignore_index: int | None
+    label_smoothing: Scalar
+    z_loss: Scalar
+    logit_softcap: Scalar | None
+    vocab_axis_name: Any
+    chunk_size: int | None
+    precision: jax.lax.PrecisionLike
+
+
+class Poly1Options(MulticlassOptions, total=False):
+    """Of `poly1_cross_entropy`."""
+
+    epsilon: Scalar
+
+
+class BinaryOptions(RowOptions, total=False):
+    """Of the binary cross entropies."""
+
+    pos_weight: ArrayLike | None
+    class_weight: ArrayLike | None
+    label_smoothing: Scalar
+
+
+class SigmoidFocalOptions(RowOptions, total=False):
+    """Of `sigmoid_focal_loss`."""
+
+    alpha: ArrayLike | None
+    gamma: Scalar

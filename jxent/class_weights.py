@@ -1,0 +1,224 @@
+"""How often each class occurs, and what to make of it: weights for `class_weight`, or an adjustment of the logits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jxent._core import arguments
+from jxent._core.signatures import ArrayLike, Scalar
+from jxent._core.targets import checked_ids
+
+
+def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None = None) -> Array:
+    """How many of the labels are of each class.
+
+    Counts add up over batches and devices: sum them, or `jax.lax.psum` them, before making weights of them.
+
+    Args:
+        labels: class ids, integers of any shape. An id outside [0, V) that counts makes every count NaN: a typing error
+            in the data or a forgotten mask shows, as it does in the losses.
+        num_classes: V, a static integer.
+        where: bool, the shape of `labels`, or its rank with axes of size 1. Labels that are False are not counted,
+            whatever they hold: `where=labels != -100`. Default: all count.
+
+    Returns:
+        `[V]`, float32; counted in integers, so exact up to 2²⁴.
+
+    Raises:
+        TypeError: a dtype or a kind of argument does not fit (labels that are no integers, a traced `num_classes`).
+        ValueError: a shape does not fit, or `num_classes` is below 1.
+
+    Gradients:
+        None: integers have no derivative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> labels = jnp.array([0, 2, 2, -100])
+        >>> print(jxent.class_counts(labels, 3, where=labels != -100))
+        [1. 0. 2.]
+
+    References:
+        `numpy.bincount`.
+
+    See also:
+        `balanced_class_weights`, `effective_number_weights`, `log_prior_adjustment`, `check_labels`.
+    """
+    fn = "class_counts"
+    ids = arguments.as_ids(fn, "labels", labels)
+    num_classes = arguments.as_num_classes(fn, num_classes)
+    where = arguments.as_row_mask(fn, where, ids.shape)
+
+    ids = checked_ids(ids, num_classes)
+    ids = ids if where is None else jnp.where(where, ids, num_classes)
+    counts = _histogram(ids, num_classes).astype(jnp.float32)
+    return jnp.where(jnp.any(ids < 0), jnp.nan, counts)
+
+
+def balanced_class_weights(counts: ArrayLike) -> Array:
+    """Class weights under which every class that occurs counts the same in total.
+
+    With n_c of n labels in class c, and C the number of classes that occur: `n / (C · n_c)`, and 0 for the others.
+
+    Args:
+        counts: `[V]`, how often each class occurs; floating or integer, as `class_counts` gives them.
+
+    Returns:
+        `[V]`, in `promote(counts.dtype, float32)` (float32 for integers). Over all labels their mean is 1.
+
+    Raises:
+        TypeError: `counts` are no numbers.
+        ValueError: `counts` are not of rank 1.
+
+    Gradients:
+        By floating `counts`, in both directions and any order. The weight of a class that does not occur is constant.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> counts = jnp.array([6.0, 2.0, 0.0])
+        >>> print(counts * jxent.balanced_class_weights(counts))
+        [4. 4. 0.]
+
+    References:
+        `sklearn.utils.class_weight.compute_class_weight("balanced")`; King and Zeng 2001, "Logistic Regression in Rare
+        Events Data".
+
+    See also:
+        `class_counts`, `effective_number_weights`.
+    """
+    counts = arguments.as_counts("balanced_class_weights", "counts", counts)
+    occurs, safe, num_occurring = _occurring(counts)
+    return jnp.where(occurs, jnp.sum(counts) / (num_occurring * safe), 0)
+
+
+def effective_number_weights(counts: ArrayLike, *, beta: Scalar = 0.999) -> Array:
+    """Class weights by the effective number of samples: between none and balanced ones.
+
+    `(1 − β) / (1 − β^n_c)` for a class that occurs n_c times and 0 for one that does not, scaled so that they sum to C,
+    the number of classes that occur. At β = 0 they are all 1, and at β = 1 they go as 1 / n_c.
+
+    Args:
+        counts: `[V]`, how often each class occurs; floating or integer, as `class_counts` gives them.
+        beta: β in [0, 1], a number or a traced scalar (then unchecked). A number is taken in double precision: in
+            float32 one near 1 has few digits left of 1 − β.
+
+    Returns:
+        `[V]`, in `promote(counts.dtype, float32)` (float32 for integers).
+
+    Raises:
+        TypeError: `counts` or `beta` are no numbers.
+        ValueError: `counts` are not of rank 1, or `beta` is no scalar or not in [0, 1].
+
+    Gradients:
+        By floating `counts`, and by `beta` between 0 and 1, in both directions and any order. The weight of a class
+        that does not occur is constant.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> weights = jxent.effective_number_weights(jnp.array([10_000, 100, 0]), beta=0.999)
+        >>> print([f"{weight:.3f}" for weight in weights])
+        ['0.174', '1.826', '0.000']
+
+    References:
+        Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 4.
+
+    See also:
+        `class_counts`, `balanced_class_weights`.
+    """
+    fn = "effective_number_weights"
+    counts = arguments.as_counts(fn, "counts", counts)
+    log_beta = _log_of_beta(fn, beta, counts.dtype)
+    occurs, safe, num_occurring = _occurring(counts)
+
+    # 1 − βⁿ, and its limit for β → 1, in both cases but for a factor that all classes share.
+    effective = jnp.where(log_beta == 0, safe, -jnp.expm1(safe * log_beta))
+    weights = jnp.where(occurs, 1 / effective, 0)
+    return weights * (num_occurring / _or_1(jnp.sum(weights)))
+
+
+def log_prior_adjustment(counts: ArrayLike, *, tau: Scalar = 1.0) -> Array:
+    """What to add to the logits in training so that they need not learn how frequent the classes are.
+
+    `τ · log(n_c / n)`: train with `logits + log_prior_adjustment(counts)` and predict from the bare logits; or train
+    plainly and predict from `logits - log_prior_adjustment(counts)`.
+
+    Args:
+        counts: `[V]`, how often each class occurs; floating or integer, as `class_counts` gives them.
+        tau: τ, at least 0, a number or a traced scalar (then unchecked).
+
+    Returns:
+        `[V]`, in `promote(counts.dtype, float32)` (float32 for integers). A class that never occurs has −inf, which
+        masks it in a loss (0 if τ is 0).
+
+    Raises:
+        TypeError: `counts` or `tau` are no numbers.
+        ValueError: `counts` are not of rank 1, or `tau` is no scalar or negative.
+
+    Gradients:
+        By floating `counts` and by `tau`, in both directions and any order. That of a class that does not occur is
+        constant.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> print([f"{prior:.3f}" for prior in jxent.log_prior_adjustment(jnp.array([6, 2, 0]))])
+        ['-0.288', '-1.386', '-inf']
+
+    References:
+        Menon et al. 2021, "Long-tail learning via logit adjustment"; Ren et al. 2020, "Balanced Meta-Softmax for
+        Long-Tailed Visual Recognition" (τ = 1).
+
+    See also:
+        `class_counts`, `softmax_cross_entropy`.
+    """
+    fn = "log_prior_adjustment"
+    counts = arguments.as_counts(fn, "counts", counts)
+    arguments.check_range(fn, "tau", tau, 0, math.inf)
+    factor = arguments.as_scalar(fn, "tau", tau, counts.dtype)
+    occurs, safe, _ = _occurring(counts)
+    absent = jnp.where(factor > 0, -jnp.inf, jnp.where(factor == 0, 0, jnp.inf))
+    return jnp.where(occurs, factor * jnp.log(safe / _or_1(jnp.sum(counts))), absent)
+
+
+def _occurring(counts: Array) -> tuple[Array, Array, Array]:
+    """Which classes occur, the counts with 1 for those that do not, and how many do (at least 1). NaN occurs."""
+    occurs = counts != 0
+    return occurs, _or_1(counts), _or_1(jnp.sum(occurs, dtype=counts.dtype))
+
+
+def _or_1(values: Array) -> Array:
+    """1 instead of 0, to be divided by where the quotient is not used."""
+    return jnp.where(values == 0, 1, values)
+
+
+def _log_of_beta(fn: str, beta: Any, dtype: Any) -> Array:
+    arguments.check_range(fn, "beta", beta, 0, 1)
+    if arguments.is_number(beta):
+        return jnp.asarray(math.log(beta) if beta else -math.inf, dtype)
+    scalar = arguments.as_scalar(fn, "beta", beta, dtype)
+    is_zero = scalar == 0
+    return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, scalar)))
+
+
+def _histogram(ids: Array, num_classes: int) -> Array:
+    """int32 counts of the ids in [0, num_classes)."""
+
+    def count(ids: Array) -> Array:
+        # A negative index would count from the end.
+        indices = jnp.where(ids < 0, num_classes, ids)
+        return jnp.zeros(num_classes, jnp.int32).at[indices].add(1, mode="drop")
+
+    sharding = jax.typeof(ids).sharding
+    if all(axes is None for axes in sharding.spec):
+        return count(ids)
+    # A mesh with Explicit axes refuses to scatter along one that is split; the partitioner does it.
+    partitioned: Any = jax.sharding.auto_axes(count, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))
+    return partitioned(ids)

@@ -1,0 +1,223 @@
+"""The multiclass loss from hidden states and a kernel, which never holds the logits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Unpack, overload
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jxent._core import arguments
+from jxent._core.dtypes import compute_dtype
+from jxent._core.linear_meshes import evaluate_on_mesh
+from jxent._core.linear_rows import Config, PerRow, Shared
+from jxent._core.row_sums import along
+from jxent._core.shards import summed
+from jxent._core.signatures import ArrayLike, LinearOptions, Scalar, ToArray, ToMean
+from jxent._core.targets import Targets, make_targets
+from jxent.reduction import Mean, reduce_rows, reduce_total, weighted
+from jxent.softmax import CrossEntropyAux
+
+
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToArray = "none",
+    return_aux: Literal[False] = False,
+    **options: Unpack[LinearOptions],
+) -> Array: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToMean,
+    return_aux: Literal[False] = False,
+    **options: Unpack[LinearOptions],
+) -> Mean: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToArray = "none",
+    return_aux: Literal[True],
+    **options: Unpack[LinearOptions],
+) -> tuple[Array, CrossEntropyAux]: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: ToMean,
+    return_aux: Literal[True],
+    **options: Unpack[LinearOptions],
+) -> tuple[Mean, CrossEntropyAux]: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reduction: str = "none",
+    return_aux: bool = False,
+    **options: Unpack[LinearOptions],
+) -> Any: ...
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    transpose_kernel: bool = False,
+    class_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: Scalar = 0.0,
+    z_loss: Scalar = 0.0,
+    logit_softcap: Scalar | None = None,
+    reduction: str = "none",
+    vocab_axis_name: Any = None,
+    return_aux: bool = False,
+    chunk_size: int | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> Any:
+    """Cross entropy of a softmax over `hidden @ kernel`, which is never held whole.
+
+    With N rows, D features, V classes, `logits = softcap(hidden @ kernel + bias)`, `p = softmax(logits)` and `q` the
+    target distribution of a row, each row's loss is that of `softmax_cross_entropy`,
+
+        −Σ_c w_c · q_c · log p_c  +  z_loss · log_z²,        log_z = log Σ_c exp(logits_c),
+
+    with softcap(l) = cap · tanh(l / cap). The logits are made for a chunk of rows at a time. A reduced loss makes its
+    gradient as it goes, when it is differentiated: three matmuls of N·D·V in all, the least there is. For "none" the
+    backward pass makes the logits again, a fourth. Beside the arguments and their gradients it takes the logits of one
+    chunk, and the gradients of `hidden` and `kernel` in float32.
+
+    Args:
+        hidden: `[..., D]`, any floating dtype, every axis but the last a row axis, of which there may be none. It alone
+            sets the result dtype, `promote(hidden.dtype, float32)`, and the matmuls' operands have its dtype.
+        kernel: `[D, V]`, floating. One of another dtype is cast to that of `hidden`; its gradient is still summed in the
+            result dtype and cast once.
+        labels: class ids, integers of the row shape; or a distribution per row, floating, `[..., V]`. Never broadcast.
+            An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+        bias: `[V]`, added to the logits; −inf makes a class that does not exist (a padded column). Default: none.
+        transpose_kernel: whether the kernel is `[V, D]`, as a tied embedding table is; it is then used as it lies.
+        class_weight: `[V]`, the weight w_c of each class. Default: 1.
+        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
+            whatever they hold: NaN in `hidden` there reaches no gradient. Default: all rows count.
+        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): q ← (1−ε)·q + ε/V', with V' the
+            number of logits above −inf in the row.
+        z_loss: the factor of log_z², a number or a traced scalar. Class weights do not touch this term.
+        logit_softcap: the cap, a positive number or a traced scalar (then unchecked). Default: none.
+        reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
+        vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
+            `kernel`, `bias`, distributions and `class_weight` are then one device's part, device i holding the classes
+            from i·V on; `hidden` is the same on all of them, and ids, V' and everything returned are of all devices.
+            Pad the classes with a bias of −inf if need be. Default: each device has all classes. Under `jit` alone,
+            arrays may be split in any way without this.
+        return_aux: whether to return a `CrossEntropyAux` too, with `log_z` after the softcap.
+        chunk_size: rows per chunk; a static integer. Default: as many as have 64 MiB of logits in the result dtype on a
+            device, or a quarter of the kernel's gradient if that is more; and of such sizes one that divides N if there
+            is one. On a mesh with Auto axes that split the rows, take one that divides N and that the number of devices
+            divides. The result does not depend on it beyond rounding.
+        precision: of the matmuls, as in `jax.lax.dot_general`.
+
+    Returns:
+        As `softmax_cross_entropy`: the row shape for "none", a scalar for "sum" and "mean", a `Mean` for "partial", in
+        the result dtype. With `return_aux`, a pair of this and a `CrossEntropyAux`.
+
+    Raises:
+        TypeError: a dtype or a kind of argument does not fit.
+        ValueError: a shape or an option does not fit (a kernel of the wrong orientation, labels of shape (N, 1), a
+            softcap that is not positive); or `vocab_axis_name` is no axis that splits `kernel`, or `check_vma` of the
+            `shard_map` is off (gradients would be wrong).
+
+    Gradients:
+        By `hidden`, `kernel`, `bias`, distributions, `class_weight`, `sample_weight`, `label_smoothing`, `z_loss` and
+        `logit_softcap`, each in its own dtype; what is not asked for is not computed. Reverse mode, to any order, and
+        forward over reverse (`jax.hessian`); no forward mode by itself. The gradient of the logits is rounded to the
+        dtype of `hidden` before its two matmuls, as in a model that holds bfloat16 logits. Exactly 0 in masked rows and
+        at classes of −inf; NaN in rows with a bad id or a NaN, and by `kernel` if any row that counts is so. Under
+        `jax.vmap` with one kernel, each entry of the batch keeps a gradient of it until they are added: give `hidden`
+        leading axes instead.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import jxent
+        >>> hidden, kernel = jnp.array([[1.0, 2.0], [0.5, -1.0]]), jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]])
+        >>> labels = jnp.array([1, -100])
+        >>> loss_fn = lambda h, k: jxent.linear_softmax_cross_entropy(h, k, labels, ignore_index=-100, reduction="mean")
+        >>> loss, (d_hidden, d_kernel) = jax.value_and_grad(loss_fn, (0, 1))(hidden, kernel)
+        >>> print(f"{loss:.4f}", d_kernel.shape)
+        0.4076 (2, 3)
+
+    References:
+        Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models" (the idea); Hsu et al. 2024, "Liger
+        Kernel", section 3.2 (the gradient in the forward pass); Gemma Team 2024, "Gemma 2", section 2 (softcap).
+
+    See also:
+        `softmax_cross_entropy`, for logits that are at hand.
+    """
+    fn = "linear_softmax_cross_entropy"
+    hidden = arguments.as_scores(fn, "hidden", hidden)
+    arguments.check_flag(fn, "transpose_kernel", transpose_kernel)
+    kernel, num_classes = arguments.as_kernel(fn, kernel, hidden, transpose_kernel)
+    vocab_axis_name = arguments.as_vocab_axis(fn, "kernel", kernel, vocab_axis_name)
+    arguments.check_same_over(fn, vocab_axis_name, hidden=hidden)
+    dtype = compute_dtype(hidden.dtype)
+    bias = arguments.as_per_class(fn, "bias", bias, num_classes, dtype)
+    z_factor = arguments.as_hyper_parameter(fn, "z_loss", z_loss, dtype)
+    cap = arguments.as_softcap(fn, logit_softcap, dtype)
+    arguments.check_reduction(fn, reduction)
+    arguments.check_flag(fn, "return_aux", return_aux)
+    chunk_size = arguments.as_chunk_size(fn, chunk_size)
+    arguments.check_precision(fn, precision)
+
+    row_shape = hidden.shape[:-1]
+    targets = make_targets(
+        fn,
+        "hidden @ kernel",
+        jax.ShapeDtypeStruct((*row_shape, num_classes), hidden.dtype),
+        labels,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        where=where,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        axis=len(row_shape),
+        vocab_axis_name=vocab_axis_name,
+    )
+
+    rows = PerRow(hidden, targets.labels, targets.label_weight, targets.where)
+    shared = Shared(kernel, bias, cap, targets.class_weight, targets.smoothing, z_factor)
+    config = Config(chunk_size, transpose_kernel, precision, vocab_axis_name, return_aux)
+
+    if reduction == "none":
+        loss, aux = evaluate_on_mesh(config, rows, shared, None)
+        result = reduce_rows(loss, None, targets.sample_weight, targets.where, reduction)
+    else:
+        ones = jnp.ones(row_shape, dtype)
+        total, aux = evaluate_on_mesh(config, rows, shared, weighted(ones, targets.sample_weight, targets.where))
+        weight = targets.row_weight(None if targets.are_ids else _mass(targets, dtype))
+        result = reduce_total(total, ones, weight, targets.sample_weight, targets.where, reduction)
+    return result if aux is None else (result, CrossEntropyAux(*aux))
+
+
+def _mass(targets: Targets, dtype: Any) -> Array:
+    """Σ_c w_c q_c of each distribution, 0 in masked rows."""
+    q = targets.labels.astype(dtype)
+    if targets.where is not None:
+        q = jnp.where(targets.where[..., None], q, 0)
+    t = q if targets.class_weight is None else q * along(targets.class_weight, q.ndim, targets.axis)
+    return summed(jnp.sum(t, -1), targets.vocab_axis_name)

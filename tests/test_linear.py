@@ -1,0 +1,226 @@
+"""The fused loss against float64 autodiff of the plain formula: shapes, options, dtypes, rows that do not count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from tests.linear_problems import fused, gradients, make_problem, materialised
+
+# Rows prime, so that chunks leave a remainder; V around and far from powers of two.
+SIZES = [((7,), 5, 2), ((2, 13), 3, 53), ((31,), 17, 301), ((5, 1, 3), 8, 2049), ((3,), 4, 50257), ((), 6, 11)]
+REDUCTIONS = ("none", "sum", "mean", "partial")
+
+
+def evaluate(loss, problem, reductions=REDUCTIONS, **options):
+    """For each reduction the value, and the gradients by every argument for a random cotangent."""
+
+    @jax.jit
+    def evaluated(arguments, cotangents):
+        return {r: gradients(loss, arguments, problem, cotangents[r], reduction=r, **options) for r in reductions}
+
+    return evaluated(problem.arguments, problem.cotangents)
+
+
+def assert_tree_close(actual, expected, tolerance):
+    """Each array relative to its own largest entry, or to 1."""
+
+    def check(a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.max(np.abs(b), initial=1))
+
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(check, actual, expected)
+
+
+def assert_values_and_gradients_close(actual, expected):
+    for reduction, (value, slopes) in expected.items():
+        assert_tree_close(actual[reduction][0], value, 1e-12)
+        assert_tree_close(actual[reduction][1], slopes, 1e-11)
+
+
+# The reductions to a scalar are one rule, so that two of them are enough for each kind of labels, and chunks for two.
+@pytest.mark.parametrize(
+    ("kind", "softcap", "reductions", "chunk_size"),
+    [
+        ("ids", None, ("none", "mean"), 4),
+        ("ids", 5.0, ("sum", "partial"), None),
+        ("soft", None, ("sum", "partial"), 4),
+        ("soft", 5.0, ("none", "mean"), None),
+    ],
+)
+@pytest.mark.parametrize(("rows", "depth", "num_classes"), SIZES, ids=str)
+def test_linear_with_every_option_is_the_plain_formula(
+    rng, x64, rows, depth, num_classes, kind, softcap, reductions, chunk_size
+):
+    problem = make_problem(rng, rows, depth, num_classes, kind, softcap=softcap)
+    got = evaluate(fused, problem, reductions, chunk_size=chunk_size)
+    assert_values_and_gradients_close(got, evaluate(materialised, problem, reductions))
+
+
+@pytest.mark.parametrize("num_classes", [2049, 50257])
+def test_linear_at_initialisation_scale(rng, x64, num_classes):
+    # Logits near 0 are where padded columns would weigh as much as real ones.
+    problem = make_problem(rng, (11,), 4, num_classes, "ids", scale=0.02, bare=True)
+    got = evaluate(fused, problem, ("none", "mean"), chunk_size=3)
+    assert_values_and_gradients_close(got, evaluate(materialised, problem, ("none", "mean")))
+
+
+def test_linear_does_not_depend_on_the_chunks(rng):
+    problem = make_problem(rng, (12,), 5, 33, "ids", dtype=np.float32)
+    whole = evaluate(fused, problem, ("mean",))
+    for chunk_size in (4, 5, 100):  # filled, with a remainder, more rows than there are
+        assert_tree_close(evaluate(fused, problem, ("mean",), chunk_size=chunk_size), whole, 2e-6)
+
+
+@pytest.mark.parametrize("rows", [(3, 0), (1,)])
+def test_linear_of_no_and_of_one_row(rng, x64, rows):
+    problem = make_problem(rng, rows, 5, 7, "ids", bare=True)
+    assert_values_and_gradients_close(evaluate(fused, problem, chunk_size=2), evaluate(materialised, problem))
+
+
+@pytest.mark.parametrize("kind", ["ids", "soft"])
+def test_linear_of_a_transposed_kernel(rng, x64, kind):
+    problem = make_problem(rng, (6,), 5, 7, kind, bare=True)
+    want = evaluate(fused, problem, ("none", "mean"))
+
+    def tied(arguments, **options):
+        table = arguments["kernel"].T
+        return fused({**arguments, "kernel": table}, transpose_kernel=True, **options)
+
+    assert_values_and_gradients_close(evaluate(tied, problem, ("none", "mean"), chunk_size=2), want)
+
+
+# Errors by the side of those that autodiff of float32 logits makes on the same rounded input, every result and gradient
+# rounded to its dtype. bfloat16 and float16 round the gradient of the logits too, as a model that holds such logits does.
+@pytest.mark.parametrize(("dtype", "allowed", "floor"), [(np.float32, 1.5, 2e-7), (jnp.bfloat16, 3.0, 2e-3)])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("scale", [1.0, 0.02])
+def test_linear_errors_are_within_the_budget(rng, dtype, allowed, floor, reduction, scale):
+    with jax.enable_x64(True):
+        problem = make_problem(rng, (64,), 32, 2049, "ids", scale=scale, bare=scale < 1, dtype=np.float64)
+        rounded = jax.tree.map(lambda a: jnp.asarray(jnp.asarray(a, dtype), np.float64), problem.arguments)
+        problem = type(problem)(rounded, problem.fixed, problem.cotangents)
+        truth = evaluate(materialised, problem, (reduction,))[reduction]
+    single = jax.tree.map(lambda a: jnp.asarray(a, np.float32), (problem.arguments, problem.cotangents))
+    plain = evaluate(materialised, type(problem)(single[0], problem.fixed, single[1]), (reduction,))[reduction]
+    narrow = jax.tree.map(lambda a: jnp.asarray(a, dtype), single[0])
+    got = evaluate(fused, type(problem)(narrow, problem.fixed, single[1]), (reduction,), chunk_size=24)[reduction]
+    assert got[0].dtype == np.float32
+
+    def error(a, b):
+        return np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
+
+    assert error(got[0], np.asarray(truth[0])) <= max(error(plain[0], np.asarray(truth[0])), 2e-7)
+    for name, expected in jax.tree.map(np.asarray, truth[1]).items():
+        assert got[1][name].dtype == dtype
+        ours, theirs = error(got[1][name], expected), error(jnp.asarray(plain[1][name], dtype), expected)
+        # A hyper-parameter's slope is one number, the rest of a sum that cancels: there luck has a part in either error.
+        factor = allowed if expected.ndim else 4 * allowed
+        assert ours <= max(factor * theirs, floor), (name, ours, theirs)
+
+
+def test_linear_keeps_confident_rows():
+    hidden, kernel = jnp.eye(3) * 20, jnp.eye(3)
+    loss_fn = lambda h: jxent.linear_softmax_cross_entropy(h, kernel, jnp.arange(3), reduction="sum", chunk_size=2)  # noqa: E731
+    loss, slope = jax.value_and_grad(loss_fn)(hidden)
+    expected = np.log1p(2 * np.exp(-20.0))
+    np.testing.assert_allclose(loss, 3 * expected, rtol=1e-6)
+    np.testing.assert_allclose(np.diag(slope), np.expm1(-expected), rtol=1e-6)
+
+
+def test_linear_is_softmax_cross_entropy_with_aux(rng):
+    problem = make_problem(rng, (2, 7), 5, 9, "ids", softcap=3.0, dtype=np.float32)
+    a = problem.arguments
+    logits = 3 * jnp.tanh((a["hidden"] @ a["kernel"] + a["bias"][None, None]) / 3)
+    names = ("class_weight", "sample_weight", "label_smoothing", "z_loss")
+    options = {name: a[name] for name in names} | {"where": problem.fixed["where"], "ignore_index": 2}
+    for reduction in ("none", "partial"):
+        want = jxent.softmax_cross_entropy(
+            logits, problem.fixed["labels"], reduction=reduction, return_aux=True, **options
+        )
+        got = fused(a, **problem.fixed, ignore_index=2, reduction=reduction, return_aux=True, chunk_size=4)
+        assert_tree_close(got, want, 3e-6)
+        assert got[1].predicted.dtype == np.int32
+    slope = jax.grad(lambda a: fused(a, **problem.fixed, return_aux=True)[1].log_z.sum())(a)
+    assert all(not np.any(g) for g in jax.tree.leaves(slope))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("kind", ["ids", "soft"])
+def test_linear_masked_rows_are_exactly_zero_whatever_they_hold(rng, kind, reduction):
+    problem = make_problem(rng, (9,), 4, 6, kind, softcap=4.0, dtype=np.float32)
+    where = np.arange(9) % 3 != 1
+    poisoned, kept = dict(problem.arguments), dict(problem.arguments)
+    for name in ("hidden", "sample_weight", *(["labels"] if kind == "soft" else [])):
+        bad = jnp.array([np.nan, np.inf, -np.inf], np.float32)[np.arange(9) // 3]
+        mask = where.reshape(-1, *[1] * (poisoned[name].ndim - 1))
+        poisoned[name] = jnp.where(mask, poisoned[name], bad.reshape(mask.shape))
+        kept[name] = poisoned[name][where]
+    fixed = {**problem.fixed, "where": jnp.asarray(where)}
+    if kind == "ids":
+        fixed["labels"] = jnp.where(where, fixed["labels"], -7)
+    kept_fixed = {**fixed, "where": None} | ({"labels": fixed["labels"][where]} if kind == "ids" else {})
+    cotangent = problem.cotangents[reduction]
+    kept_cotangent = cotangent[where] if reduction == "none" else cotangent
+    cotangents = {reduction: cotangent}, {reduction: kept_cotangent}
+    got = evaluate(fused, type(problem)(poisoned, fixed, cotangents[0]), (reduction,), chunk_size=2)[reduction]
+    want = evaluate(fused, type(problem)(kept, kept_fixed, cotangents[1]), (reduction,))[reduction]
+    for name, slope in got[1].items():
+        is_per_row = slope.shape[:1] == (9,)
+        assert_tree_close(slope[where] if is_per_row else slope, want[1][name], 5e-6)
+        if is_per_row:
+            np.testing.assert_array_equal(slope[~where], 0)
+    value = got[0][where] if reduction == "none" else got[0]
+    assert_tree_close(value, want[0], 5e-6)
+    if reduction == "none":
+        np.testing.assert_array_equal(got[0][~where], 0)
+
+
+@pytest.mark.parametrize("bad", [-1, 6, 2**31 - 1])
+def test_linear_bad_id_is_nan_in_its_row(rng, bad):
+    hidden, kernel = jnp.asarray(rng.normal(size=(5, 4)), np.float32), jnp.asarray(rng.normal(size=(4, 6)), np.float32)
+    labels = jnp.array([0, bad, 5, 1, 2])
+    rows, pull = jax.vjp(lambda h, k: jxent.linear_softmax_cross_entropy(h, k, labels, chunk_size=2), hidden, kernel)
+    d_hidden, d_kernel = pull(jnp.ones(5))
+    np.testing.assert_array_equal(np.isnan(rows), np.arange(5) == 1)
+    np.testing.assert_array_equal(np.isnan(d_hidden).all(-1), np.arange(5) == 1)
+    np.testing.assert_array_equal(np.isnan(d_hidden).any(-1), np.arange(5) == 1)
+    assert np.isnan(d_kernel).all()
+
+
+@pytest.mark.parametrize("kind", ["ids", "soft"])
+def test_linear_padded_columns_count_for_nothing(rng, x64, kind):
+    problem = make_problem(rng, (7,), 4, 6, kind, softcap=3.0)
+    pads = {"kernel": ((0, 0), (0, 3)), "bias": (0, 3), "class_weight": (0, 3), "labels": ((0, 0), (0, 3))}
+    values = {"kernel": 1, "bias": -np.inf, "class_weight": 5, "labels": 0}
+
+    def padded(arguments, **options):
+        wide = {
+            name: jnp.pad(a, pads[name], constant_values=values[name]) if name in pads else a
+            for name, a in arguments.items()
+        }
+        return fused(wide, **options)
+
+    got, want = (evaluate(f, problem, ("mean",), chunk_size=3) for f in (padded, fused))
+    assert_values_and_gradients_close(got, want)
+
+
+@pytest.mark.parametrize(("hidden", "kernel"), [(jnp.bfloat16, np.float32), (np.float32, jnp.bfloat16)])
+def test_linear_gradients_have_their_arguments_dtypes(rng, hidden, kernel):
+    h, k = jnp.asarray(rng.normal(size=(5, 4)), hidden), jnp.asarray(rng.normal(size=(4, 6)), kernel)
+    loss_fn = lambda h, k: jxent.linear_softmax_cross_entropy(h, k, jnp.arange(5), reduction="mean", chunk_size=2)  # noqa: E731
+    loss, (d_hidden, d_kernel) = jax.value_and_grad(loss_fn, (0, 1))(h, k)
+    assert (loss.dtype, d_hidden.dtype, d_kernel.dtype) == (np.float32, hidden, kernel)
+    assert not loss.weak_type
+    wide = [jnp.asarray(jnp.asarray(a, hidden), np.float32) for a in (h, k)]
+    want = jax.value_and_grad(loss_fn, (0, 1))(*wide)
+    assert_tree_close((loss, d_hidden, d_kernel), (want[0], *want[1]), 1e-2)
+
+
+def test_linear_takes_lists_and_numpy():
+    rows = jxent.linear_softmax_cross_entropy([[1.0, 0.0]], np.eye(2), [0])
+    np.testing.assert_allclose(rows, [np.log1p(np.exp(-1))], rtol=1e-6)
+    scalar = jxent.linear_softmax_cross_entropy([1.0, 0.0], np.eye(2), 1)
+    np.testing.assert_allclose(scalar, np.log1p(np.exp(1)), rtol=1e-6)

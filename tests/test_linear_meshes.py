@@ -1,0 +1,214 @@
+"""The fused loss on meshes of four devices: the numbers of one device, and no more between devices than it takes."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jxent
+from tests.hlo import collectives
+from tests.linear_problems import Problem, fused, make_problem, materialised
+from tests.test_linear import assert_tree_close
+from tests.test_sharding import make_mesh
+
+B, T, D, V, CHUNK = 4, 6, 6, 8, 4
+KINDS = pytest.mark.parametrize("kind", ["ids", "soft"])
+ROWS, CLASSES = P("data"), P("classes")
+OF_ARGUMENTS = {
+    "hidden": ROWS,
+    "sample_weight": ROWS,
+    "where": ROWS,
+    "bias": CLASSES,
+    "class_weight": CLASSES,
+    "kernel": P(None, "classes"),
+    "label_smoothing": P(),
+    "z_loss": P(),
+    "logit_softcap": P(),
+}
+SPLITS = {
+    "rows": {"kernel": P(), "bias": P(), "class_weight": P(), "labels": ROWS},
+    "classes": {"hidden": P(), "sample_weight": P(), "where": P()},
+    "both": {},
+    "width": {"kernel": P("classes"), "bias": P(), "class_weight": P(), "labels": ROWS},
+    "width over the rows' axis": {"kernel": P("data"), "bias": P(), "class_weight": P(), "labels": ROWS},
+}
+
+
+def specs_of(split, kind):
+    rows = SPLITS[split].get("hidden", ROWS)
+    classes = "classes" if split in ("classes", "both") else None
+    labels = rows if kind == "ids" else P(*(rows or (None,)), None, classes)
+    return OF_ARGUMENTS | SPLITS[split] | {"labels": labels}
+
+
+def on_mesh(mesh, specs, arrays):
+    return {name: jax.device_put(array, NamedSharding(mesh, specs[name])) for name, array in arrays.items()}
+
+
+def results(loss, arguments, fixed, **options):
+    """The rows, the mean, and the mean's gradient by every argument."""
+    mean = functools.partial(loss, reduction="mean", **fixed, **options)
+    return loss(arguments, **fixed, **options), jax.value_and_grad(mean)(arguments)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
+@pytest.mark.parametrize(("split", "kind"), [*((split, "ids") for split in SPLITS), ("both", "soft")])
+def test_linear_on_a_mesh_is_that_on_one_device(rng, axis_type, split, kind):
+    problem = make_problem(rng, (B, T), D, V, kind, softcap=4.0, dtype=np.float32)
+    specs = specs_of(split, kind)
+    want = jax.jit(functools.partial(results, materialised))(problem.arguments, problem.fixed)
+    placed = (on_mesh(make_mesh(axis_type), specs, part) for part in (problem.arguments, problem.fixed))
+    got = jax.jit(functools.partial(results, fused, chunk_size=CHUNK))(*placed)
+    assert_tree_close(jax.device_get(got), want, 5e-6)
+    rows, (_, slopes) = got
+    assert rows.sharding.is_equivalent_to(NamedSharding(make_mesh(axis_type), specs["where"]), rows.ndim)
+    for name, slope in slopes.items():
+        # Under Auto axes jax does not tell how a kernel is split, and XLA leaves the gradient of a gathered one whole.
+        if not (split.startswith("width") and name == "kernel" and axis_type == AxisType.Auto):
+            wanted = NamedSharding(make_mesh(axis_type), specs[name])
+            assert slope.sharding.is_equivalent_to(wanted, slope.ndim), (name, slope.sharding)
+
+
+def padded(problem):
+    """One more class a device, of −inf; masked rows hold NaN."""
+    where = problem.fixed["where"]
+
+    def pad(name, a):
+        if name in ("kernel", "bias", "class_weight") or (name == "labels" and a.ndim == 3):
+            fill = {"kernel": 1, "bias": -np.inf, "class_weight": 5, "labels": 0}[name]
+            return jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, 2)], constant_values=fill)
+        return jnp.where(where[..., None], a, jnp.nan) if name == "hidden" else a
+
+    return Problem({name: pad(name, a) for name, a in problem.arguments.items()}, problem.fixed, problem.cotangents)
+
+
+@KINDS
+def test_linear_vocab_axis_inside_and_outside_of_shard_map(rng, kind):
+    problem = make_problem(rng, (B, T), D, V, kind, softcap=4.0, dtype=np.float32)
+    wide = padded(problem)
+    specs = specs_of("both", kind)
+    of = {name: specs[name] for name in wide.arguments}, {name: specs[name] for name in wide.fixed}
+
+    def mean(arguments, fixed):
+        partial = fused(arguments, **fixed, reduction="partial", vocab_axis_name="classes", chunk_size=5)
+        return partial.psum("data").value()
+
+    def weighted_rows(arguments, fixed):
+        rows, aux = fused(arguments, **fixed, vocab_axis_name="classes", chunk_size=5, return_aux=True)
+        return jax.lax.psum(jnp.sum(rows * jnp.cos(jnp.arange(T))[None]), "data"), aux
+
+    over_mesh = functools.partial(jax.shard_map, mesh=make_mesh(), in_specs=of)
+    rows_specs = P(), jxent.CrossEntropyAux(ROWS, ROWS)
+
+    @jax.jit
+    def evaluate(arguments, fixed):
+        inside = over_mesh(jax.value_and_grad(mean), out_specs=(P(), of[0]))(arguments, fixed)
+        outside = jax.value_and_grad(over_mesh(mean, out_specs=P()))(arguments, fixed)
+        of_rows = jax.value_and_grad(over_mesh(weighted_rows, out_specs=rows_specs), has_aux=True)(arguments, fixed)
+        return inside, outside, of_rows
+
+    def narrowed(name, slope):
+        return slope[..., :V] if name in ("kernel", "bias", "class_weight") or slope.shape[-1:] == (V + 2,) else slope
+
+    inside, outside, ((value, aux), slopes) = jax.device_get(evaluate(wide.arguments, wide.fixed))
+    want = jax.value_and_grad(functools.partial(materialised, **problem.fixed, reduction="mean"))(problem.arguments)
+    for got in (inside, outside):
+        assert_tree_close((got[0], {name: narrowed(name, s) for name, s in got[1].items()}), want, 5e-6)
+        np.testing.assert_array_equal(got[1]["hidden"][~problem.fixed["where"]], 0)
+    weighed = jax.value_and_grad(lambda a: jnp.sum(materialised(a, **problem.fixed) * jnp.cos(jnp.arange(T))[None]))(
+        problem.arguments
+    )
+    assert_tree_close((value, {name: narrowed(name, s) for name, s in slopes.items()}), weighed, 5e-6)
+    on_one_device = fused(problem.arguments, **problem.fixed, return_aux=True)[1]
+    assert_tree_close(aux, jxent.CrossEntropyAux(*on_one_device), 5e-6)
+
+
+def test_linear_vocab_axis_that_does_not_split_the_kernel_is_refused(rng):
+    problem = make_problem(rng, (B,), D, V, "ids", bare=True, dtype=np.float32)
+
+    def over_mesh(specs, **options):
+        call = functools.partial(fused, reduction="sum", vocab_axis_name="classes", labels=problem.fixed["labels"])
+        return jax.shard_map(call, mesh=make_mesh(), in_specs=(specs,), out_specs=P(), **options)(problem.arguments)
+
+    split = {"hidden": P(), "kernel": P(None, "classes")}
+    with pytest.raises(ValueError, match=r"linear_softmax_cross_entropy: vocab_axis_name='classes'.*kernel.*check_vma"):
+        over_mesh({"hidden": P(), "kernel": P()})
+    with pytest.raises(ValueError, match="leave check_vma on"):
+        over_mesh(split, check_vma=False)
+    with pytest.raises(ValueError, match=r"linear_softmax_cross_entropy: hidden varies over vocab_axis_name"):
+        over_mesh(split | {"hidden": P("classes")})
+
+
+# What one device holds: n rows, c classes.
+N, n, c = 64, 32, 500
+
+
+def program(how, split, gradient=True, chunk_size=8):
+    """The mean, or with its gradient by hidden and kernel, of 64 rows on 2·2 devices."""
+    specs = specs_of(split, "ids")
+    mesh = make_mesh(AxisType.Explicit if how == "Explicit" else AxisType.Auto)
+    vocab = "classes" if split == "both" and how == "shard_map" else None
+
+    def mean(hidden, kernel, labels):
+        options = {"vocab_axis_name": vocab, "chunk_size": chunk_size}
+        if how != "shard_map":
+            return jxent.linear_softmax_cross_entropy(hidden, kernel, labels, reduction="mean", chunk_size=chunk_size)
+        return (
+            jxent.linear_softmax_cross_entropy(hidden, kernel, labels, reduction="partial", **options)
+            .psum("data")
+            .value()
+        )
+
+    of = tuple(specs[name] for name in ("hidden", "kernel", "labels"))
+    if how == "shard_map":
+        mean = jax.shard_map(mean, mesh=mesh, in_specs=of, out_specs=P())
+    f = jax.value_and_grad(mean, (0, 1)) if gradient else mean
+    shapes = ((N, D), jnp.float32), ((D, 2 * c), jnp.float32), ((N,), jnp.int32)
+    structs = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for (shape, dtype), spec in zip(shapes, of, strict=True)
+    ]
+    return jax.jit(f).lower(*structs).compile()
+
+
+def sizes(compiled, kind="all-reduce"):
+    return sorted(size for collective in collectives(compiled) if collective.kind == kind for size in collective.sizes)
+
+
+@pytest.mark.parametrize("how", ["Explicit", "shard_map"])
+def test_linear_sends_what_it_must(how):
+    # Over the classes a maximum and two sums of each row, in chunks of 8 rows (in a loop, which counts once), and the
+    # parts of d_hidden; over the rows d_kernel once, the two sums of the mean (of ids alone the weight is known).
+    of_rows, of_both = program(how, "rows"), program(how, "both")
+    for compiled in (of_rows, of_both):
+        assert {collective.kind for collective in collectives(compiled)} == {"all-reduce"}
+    assert [size for size in sizes(of_rows) if size > 1] == [D * 2 * c]
+    assert [size for size in sizes(of_both) if size > 1] == [8, 2 * 8, n * D, D * c]
+    assert [size for size in sizes(program(how, "both", gradient=False)) if size > 1] == [8, 2 * 8]
+
+
+@pytest.mark.parametrize("how", ["Auto", "Explicit"])
+@pytest.mark.parametrize("split", ["width", "width over the rows' axis"])
+def test_linear_gathers_a_kernel_split_over_its_width_once(how, split):
+    compiled = program(how, split)
+    assert sizes(compiled, "all-gather") == [D * 2 * c]
+    in_a_loop = re.findall(r"while/body[^\n]*all-gather|all-gather[^\n]*while/body", compiled.as_text())
+    assert not in_a_loop
+
+
+@pytest.mark.parametrize("split", ["rows", "both"])
+def test_linear_under_auto_axes_gathers_nothing_and_each_device_takes_its_rows(split):
+    # XLA:CPU adds d_kernel over the rows' axis for each chunk here, which a shard_map or Explicit axes do once.
+    compiled = program("Auto", split)
+    assert {collective.kind for collective in collectives(compiled)} == {"all-reduce"}
+    classes = c if split == "both" else 2 * c
+    # 8 rows of a chunk on two devices.
+    products = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", compiled.as_text())
+    assert (str(4), str(classes)) in products
+    assert max(math.prod(map(int, shape)) for shape in products) <= max(4 * classes, D * classes)

@@ -1,0 +1,162 @@
+"""The fused loss under every transformation of JAX that a custom_vjp allows, with every option on."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from tests.linear_problems import Problem, fused, make_problem, materialised
+from tests.test_linear import assert_tree_close
+
+REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean"])
+
+
+def scalar(loss, problem, reduction, **options):
+    """arguments → a scalar that weighs the rows differently."""
+    cotangent = problem.cotangents[reduction]
+    return lambda arguments: jnp.sum(cotangent * loss(arguments, **problem.fixed, reduction=reduction, **options))
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("kind", ["ids", "soft"])
+def test_linear_second_order(rng, x64, reduction, kind):
+    """By every argument and between all of them: Hessian-vector products by reverse and by forward over reverse."""
+    problem = make_problem(rng, (5,), 3, 4, kind, softcap=4.0)
+    direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), problem.arguments)
+
+    @jax.jit
+    def products(arguments, direction):
+        def along(gradient):
+            return lambda a: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient(a), direction)))
+
+        plain = jax.grad(scalar(materialised, problem, reduction))
+        ours = jax.grad(scalar(fused, problem, reduction, chunk_size=2))
+        expected = jax.jvp(plain, (arguments,), (direction,))[1]
+        return expected, jax.jvp(ours, (arguments,), (direction,))[1], jax.grad(along(ours))(arguments)
+
+    expected, forward_over_reverse, reverse_over_reverse = products(problem.arguments, direction)
+    assert_tree_close(forward_over_reverse, expected, 1e-10)
+    assert_tree_close(reverse_over_reverse, expected, 1e-10)
+
+
+def batch_of_problems(rng, batched):
+    """Three problems that share every argument but the `batched` ones, and the axes to map over."""
+    problems = [make_problem(np.random.default_rng(seed), (5,), 3, 4, "ids", softcap=4.0) for seed in range(3)]
+    first = problems[0]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[{**p.arguments, **p.fixed} for p in problems])
+    shared = {**first.arguments, **first.fixed}
+    arguments = {name: stacked[name] if name in batched else shared[name] for name in shared}
+    return first, arguments, {name: 0 if name in batched else None for name in shared}
+
+
+@pytest.mark.parametrize(
+    "batched",
+    [("hidden", "labels", "where"), ("kernel", "bias"), ("label_smoothing", "z_loss", "logit_softcap"), ("labels",)],
+    ids=["batch", "ensemble", "hyper-parameters", "labels"],
+)
+def test_linear_vmap_is_the_loop(rng, x64, batched):
+    problem, arguments, axes = batch_of_problems(rng, batched)
+
+    def gradient(arguments, loss, **options):
+        fixed = {name: arguments[name] for name in problem.fixed}
+        of = {name: arguments[name] for name in problem.arguments}
+        problem_of_one = Problem(of, fixed, problem.cotangents)
+        return [jax.value_and_grad(scalar(loss, problem_of_one, r, **options))(of) for r in ("none", "mean")]
+
+    mapped = jax.jit(jax.vmap(functools.partial(gradient, loss=fused, chunk_size=2), in_axes=(axes,)))(arguments)
+    plain = jax.jit(jax.vmap(functools.partial(gradient, loss=materialised), in_axes=(axes,)))(arguments)
+    assert_tree_close(mapped, plain, 1e-11)
+
+
+def test_linear_gradient_of_a_vmap(rng, x64):
+    problem, arguments, axes = batch_of_problems(rng, ("hidden", "labels", "where"))
+
+    def total(of, fixed, loss, **options):
+        def rows(of, fixed):
+            return sum(jnp.sum(loss(of, **fixed, reduction=r, **options)) for r in ("none", "sum"))
+
+        return jnp.sum(jax.vmap(rows, in_axes=tuple({n: axes[n] for n in part} for part in (of, fixed)))(of, fixed))
+
+    of, fixed = ({name: arguments[name] for name in part} for part in (problem.arguments, problem.fixed))
+    ours = jax.jit(jax.grad(functools.partial(total, loss=fused, chunk_size=2)))(of, fixed)
+    assert_tree_close(ours, jax.jit(jax.grad(functools.partial(total, loss=materialised)))(of, fixed), 1e-11)
+
+
+@REDUCTIONS
+def test_linear_in_scan_under_checkpoint(rng, x64, reduction):
+    """Three steps of gradient descent, the loss rematerialised."""
+    problem = make_problem(rng, (5,), 3, 4, "ids")
+
+    def trained(loss, **options):
+        def step(arguments, _):
+            value, slope = jax.value_and_grad(jax.checkpoint(scalar(loss, problem, reduction, **options)))(arguments)
+            return jax.tree.map(lambda a, g: a - 0.01 * g, arguments, slope), value
+
+        return jax.jit(lambda a: jax.lax.scan(step, a, length=3))(problem.arguments)
+
+    assert_tree_close(trained(fused, chunk_size=2), trained(materialised), 1e-11)
+
+
+@REDUCTIONS
+def test_linear_eager_is_jitted(rng, reduction):
+    problem = make_problem(rng, (5,), 3, 4, "ids", dtype=np.float32)
+    gradient = jax.value_and_grad(scalar(fused, problem, reduction, chunk_size=2))
+    assert_tree_close(gradient(problem.arguments), jax.jit(gradient)(problem.arguments), 3e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_linear_export_with_symbolic_batch(rng, chunk_size):
+    def gradient(hidden, kernel, labels, where):
+        def mean(hidden, kernel):
+            return jxent.linear_softmax_cross_entropy(
+                hidden, kernel, labels, where=where, reduction="mean", chunk_size=chunk_size
+            )
+
+        rows = jxent.linear_softmax_cross_entropy(hidden, kernel, labels, where=where, chunk_size=chunk_size)
+        return rows, *jax.value_and_grad(mean, (0, 1))(hidden, kernel)
+
+    (n,) = jax.export.symbolic_shape("n")
+    struct = jax.ShapeDtypeStruct
+    shapes = struct((n, 3), np.float32), struct((3, 5), np.float32), struct((n,), np.int32), struct((n,), np.bool_)
+    exported = jax.export.export(jax.jit(gradient))(*shapes)
+    for rows in (1, 4, 11):
+        hidden = jnp.asarray(rng.normal(size=(rows, 3)), np.float32)
+        kernel = jnp.asarray(rng.normal(size=(3, 5)), np.float32)
+        arguments = hidden, kernel, jnp.asarray(rng.integers(5, size=rows), np.int32), jnp.arange(rows) != 2
+        assert_tree_close(exported.call(*arguments), jax.jit(gradient)(*arguments), 3e-6)
+
+
+def test_linear_compiles_once_a_shape(rng):
+    problem = make_problem(rng, (5,), 3, 4, "ids", dtype=np.float32)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def gradient(arguments):
+        return jax.grad(scalar(fused, problem, "mean", chunk_size=2))(arguments)
+
+    for seed in range(3):
+        gradient(make_problem(np.random.default_rng(seed), (5,), 3, 4, "ids", dtype=np.float32).arguments)
+
+
+def test_linear_debug_nans_and_leaks(rng):
+    """A class of −inf and a masked row of NaN make no NaN on the way."""
+    problem = make_problem(rng, (5,), 3, 4, "ids", dtype=np.float32)
+    arguments = problem.arguments | {"bias": problem.arguments["bias"].at[3].set(-jnp.inf)}
+    fixed = {"labels": problem.fixed["labels"] % 3, "where": jnp.arange(5) != 1}
+    clean = Problem(arguments, fixed, problem.cotangents)
+    gradient = jax.value_and_grad(scalar(fused, clean, "mean", chunk_size=2))
+    with jax.debug_nans(True), jax.check_tracer_leaks(True):
+        value, slopes = gradient(arguments)
+    poisoned = arguments | {"hidden": arguments["hidden"].at[1].set(jnp.nan)}
+    assert_tree_close(jax.jit(gradient)(poisoned), (value, slopes), 3e-6)
+    np.testing.assert_array_equal(slopes["kernel"][:, 3], 0)
+
+
+def test_linear_refuses_forward_mode(rng):
+    problem = make_problem(rng, (5,), 3, 4, "ids", dtype=np.float32)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(scalar(fused, problem, "mean"), (problem.arguments,), (problem.arguments,))
