@@ -48,6 +48,9 @@ SABOTAGES = {
         SOFTMAX,
         "masked_rows_are_exactly_zero and nan and softmax",
     ),
+    "mask dropped from the class weights' gradient": Sabotage(
+        ROWS, "w = None if w is None else jnp.where(where, w, 0)", "pass", SOFTMAX, "all_masked and softmax"
+    ),
     "ignore_index dropped": Sabotage(TARGETS, "if counted is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
     "smoothing dropped": Sabotage(
         TARGETS, "if self.smoothing is None:", "if True:", SOFTMAX, "one_option and label_smoothing and sum"

@@ -244,6 +244,25 @@ def test_masked_rows_of_a_nan_class_weight_are_zero():
     assert_close(grads[1], [0, 0])
 
 
+@pytest.mark.parametrize("loss", **by_name(LOSSES))
+def test_rows_that_are_all_masked_are_zero_whatever_all_weights_hold(loss, rng):
+    scores, labels = loss.inputs(rng, (3,))
+    rows, nan = loss.rows(scores), np.float32(np.nan)
+    diff = {"scores": np.full_like(scores, nan), "sample_weight": np.full(rows, nan)}
+    diff["class_weight"] = np.full(NUM_CLASSES, nan, np.float32)
+    diff |= {"pos_weight": nan} if loss.is_binary else {}
+    diff |= {"labels": np.full_like(labels, nan)} if loss.has_float_labels else {}
+    fixed = {"where": np.zeros(rows, bool), "label_smoothing": np.float32(0.1)}
+    fixed |= {} if loss.has_float_labels else {"labels": labels}
+
+    def sum_and_tangent(diff):
+        return jax.jvp(lambda diff: masked(loss, diff, fixed, "sum"), (diff,), (jax.tree.map(jnp.ones_like, diff),))
+
+    found = jax.jit(lambda diff: (sum_and_tangent(diff), jax.grad(lambda d: masked(loss, d, fixed, "sum"))(diff)))(diff)
+    for leaf in jax.tree.leaves(found):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
 def test_a_weight_of_zero_is_not_a_mask():
     logits = np.array([[np.nan, 0.0]], np.float32)
     assert np.isnan(jxent.softmax_cross_entropy(logits, [0], sample_weight=[0.0])[0])

@@ -228,12 +228,13 @@ def row_tangents(
     dtype, zero = rows.row_max.dtype, jnp.zeros_like(rows.row_max)
     # A masked row is one whose classes are all dead and whose target is 0: every slope below is then exactly 0.
     x = logits.astype(dtype)
+    w, d_w = (None if c is None else along(c, x.ndim, axis) for c in (class_weight, d_class_weight))
     if where is not None:
         where = jnp.expand_dims(where, axis)
         x = jnp.where(where, x, -jnp.inf)
+        w = None if w is None else jnp.where(where, w, 0)
     d = x - rows.row_max
     is_dead = d == -jnp.inf
-    w, d_w = (None if c is None else along(c, d.ndim, axis) for c in (class_weight, d_class_weight))
     v = None if d_logits is None else d_logits.astype(dtype)
 
     if is_ids(labels):
