@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jxent._core import arguments
-from jxent._core.dtypes import compute_dtype
 from jxent._core.signatures import ArrayLike, Scalar
 
 
@@ -137,11 +136,7 @@ def weighted_mean(
         `Mean`.
     """
     fn = "weighted_mean"
-    values = arguments.as_array(fn, "values", values)
-    if jnp.issubdtype(values.dtype, jnp.integer) or values.dtype == jnp.bool_:
-        values = values.astype(jnp.float32)
-    values = arguments.as_scores(fn, "values", values)
-    values = values.astype(compute_dtype(values.dtype))
+    values = arguments.as_values(fn, "values", values)
     where = arguments.as_row_mask(fn, where, values.shape)
     sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, values.shape, values.dtype)
     axes = arguments.as_axes(fn, "values", values, axis)

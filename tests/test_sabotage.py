@@ -104,6 +104,13 @@ SABOTAGES = {
         SOFTMAX,
         "64_bit_ids",
     ),
+    "wide weights clipped": Sabotage(
+        "_core/arguments.py",
+        "_as_floats)\n    if not",
+        "_clipped)\n    if not",
+        "tests/_core/test_arguments.py",
+        "wide_integers",
+    ),
     "poison missing from the gradient": Sabotage(
         ROWS,
         "jnp.where(jnp.expand_dims(labels < 0, axis), jnp.nan, 1 / (1 + rows.excess))",

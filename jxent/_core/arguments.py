@@ -6,6 +6,7 @@ first and returns the argument as the rest of the library wants it.
 
 import numbers
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,21 +23,31 @@ REDUCTIONS = ("none", "sum", "mean", "partial")
 
 def as_array(fn: str, name: str, value: Any) -> Array:
     """Lists, NumPy and jax arrays → a jax array that is not weakly typed and whose integers did not wrap."""
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu":
-        value = _narrowed(np.asarray(value))
+    return _as_array(fn, name, value, _clipped)
+
+
+def _as_array(fn: str, name: str, value: Any, narrowed: Callable[[np.ndarray], np.ndarray]) -> Array:
+    """`narrowed` is for what jax would truncate: 64-bit integers, without x64."""
+    is_integer = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu"
+    if is_integer and jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
+        value = narrowed(np.asarray(value))
     try:
         array = jnp.asarray(value)
+    except OverflowError:  # from Python integers, where NumPy has a dtype that is wide enough
+        return _as_array(fn, name, np.asarray(value), narrowed)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{fn}: {name} must be an array of numbers; got {type(value).__name__} ({error})") from error
     return lax.convert_element_type(array, array.dtype)
 
 
-def _narrowed(value: np.ndarray) -> np.ndarray:
-    """What jax would truncate (64-bit integers, without x64) is clipped: an id that is out of range stays out of it."""
+def _clipped(value: np.ndarray) -> np.ndarray:
+    """For ids: one that is out of range stays out of it."""
     narrow = jax.dtypes.canonicalize_dtype(value.dtype)
-    if narrow == value.dtype:
-        return value
     return np.clip(value, np.iinfo(narrow).min, np.iinfo(narrow).max).astype(narrow)
+
+
+def _as_floats(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32)
 
 
 def as_scores(fn: str, name: str, value: Any) -> Array:
@@ -47,6 +58,15 @@ def as_scores(fn: str, name: str, value: Any) -> Array:
             f"{fn}: {name} must have a floating dtype; got {array.dtype.name}; did you mean {name}.astype(jnp.float32)?"
         )
     return array
+
+
+def as_values(fn: str, name: str, value: Any) -> Array:
+    """Numbers or bools, in at least float32."""
+    array = _as_array(fn, name, value, _as_floats)
+    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == jnp.bool_:
+        return array.astype(jnp.float32)
+    array = as_scores(fn, name, array)
+    return array.astype(compute_dtype(array.dtype))
 
 
 def as_class_axis(fn: str, name: str, scores: Array, axis: Any) -> int:
@@ -344,7 +364,7 @@ def row_shape(scores: Array, axis: int) -> tuple[int, ...]:
 
 
 def _as_real(fn: str, name: str, value: Any) -> Array:
-    array = as_array(fn, name, value)
+    array = _as_array(fn, name, value, _as_floats)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(f"{fn}: {name} must have a floating or integer dtype; got {array.dtype.name}")
     return array

@@ -85,6 +85,7 @@ MULTICLASS_TABLE = {
 SOFTMAX_TABLE = {
     "z_loss an array": (x, ids, {"z_loss": np.ones(4)}, ValueError, "z_loss must be a scalar; got shape (4,)"),
     "z_loss NaN": (x, ids, {"z_loss": np.nan}, ValueError, "z_loss must be a number; got nan"),
+    "z_loss beyond every integer": (x, ids, {"z_loss": 2**70}, TypeError, "z_loss must be an array of numbers"),
     "z_loss a bool": (x, ids, {"z_loss": True}, TypeError, "z_loss must have a floating or integer dtype; got bool"),
     "return_aux not a bool": (x, ids, {"return_aux": 1}, TypeError, "return_aux must be True or False; got 1 (int)"),
 }
@@ -315,3 +316,21 @@ def test_lists_are_accepted(fn):
     expected = fn(np.asarray(scores, np.float32), np.asarray(labels, np.int64), **arrays)
     np.testing.assert_array_equal(fn(scores, labels, **options), expected)
     assert expected.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("form", [np.array, np.ndarray.tolist], ids=["array", "list"])
+@pytest.mark.parametrize("x64", [False, True])
+def test_wide_integers_are_the_numbers_they_are(form, x64):
+    """Without x64, jax has no integers beyond 32 bits: it would wrap those of NumPy and refuse those of Python."""
+    wide = form(np.array([20_000_000_000, 5_000_000_000]))
+    zeros = np.zeros((2, 2), np.float32)
+    with jax.enable_x64(x64):
+        per_class = softmax(zeros, [0, 1], class_weight=wide)
+        np.testing.assert_allclose(per_class, np.log(2) * np.asarray(wide), rtol=1e-6)
+        per_row = softmax(zeros, [0, 1], sample_weight=wide, reduction="partial").weight
+        np.testing.assert_allclose(per_row, 25e9, rtol=1e-6)
+        np.testing.assert_allclose(softmax(zeros, [0, 1], z_loss=2**40), np.log(2) + 2**40 * np.log(2) ** 2, rtol=1e-6)
+        np.testing.assert_allclose(jxent.weighted_mean(wide), 12.5e9, rtol=1e-6)
+        np.testing.assert_allclose(jxent.balanced_class_weights(wide), [0.625, 2.5], rtol=1e-6)
+        np.testing.assert_array_equal(np.isnan(softmax(zeros, wide)), [True, True])
+        np.testing.assert_array_equal(softmax(zeros, wide, where=[False, False]), [0, 0])
