@@ -59,7 +59,7 @@ def check_labels(labels: ArrayLike, num_classes: int, *, ignore_index: int | Non
     num_classes = arguments.as_num_classes(fn, num_classes)
     ignored = arguments.as_ignore_index(fn, ignore_index)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(labels)):
-        _check_traced(arguments.as_ids(fn, "labels", labels), num_classes, ignored)
+        _check_traced(arguments.as_ids(fn, "labels", labels, ignored), num_classes, ignored)
     else:
         _check_concrete(arguments.as_concrete_ids(fn, "labels", labels), num_classes, ignored)
 

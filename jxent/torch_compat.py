@@ -316,11 +316,12 @@ def _multiclass(
     reduction: str,
     **options: Any,
 ) -> Array:
-    scores, target = arguments.as_scores(fn, "input", input), arguments.as_array(fn, "target", target)
+    scores = arguments.as_scores(fn, "input", input)
+    ignored = arguments.as_integer(fn, "ignore_index", ignore_index)
+    target = arguments.as_labels(fn, "target", target, ignored)
     if not scores.ndim:
         raise ValueError(f"{fn}: input has shape (); expected (C,) or (N, C, ...)")
     axis = min(scores.ndim - 1, 1)
-    ignored = arguments.as_integer(fn, "ignore_index", ignore_index)
     is_soft = jnp.issubdtype(target.dtype, jnp.floating)
     if not is_soft:
         target = target.reshape(()) if scores.ndim == target.ndim == target.size == 1 else target

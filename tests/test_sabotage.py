@@ -52,6 +52,9 @@ SABOTAGES = {
         ROWS, "w = None if w is None else jnp.where(where, w, 0)", "pass", SOFTMAX, "all_masked and softmax"
     ),
     "ignore_index dropped": Sabotage(TARGETS, "if counted is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
+    "ids clipped to an ignore_index": Sabotage(
+        "_core/arguments.py", "if ignored in (limits.min, limits.max):", "if False:", SOFTMAX, "taken_for_an_ignore"
+    ),
     "smoothing dropped": Sabotage(
         TARGETS, "if self.smoothing is None:", "if True:", SOFTMAX, "one_option and label_smoothing and sum"
     ),

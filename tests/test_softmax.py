@@ -157,6 +157,18 @@ def test_64_bit_ids_do_not_wrap(bad):
     np.testing.assert_array_equal(np.isnan(loss), [True, False])
 
 
+@pytest.mark.parametrize(
+    ("bad", "limit", "dtype"),
+    [(2**40, 2**31 - 1, np.int64), (-(2**40), -(2**31), np.int64), (2**40, 2**32 - 1, np.uint64)],
+)
+def test_64_bit_ids_are_not_taken_for_an_ignore_index_at_the_end_of_32_bits(bad, limit, dtype):
+    labels = np.array([bad, limit, 1], dtype)
+    loss = jxent.softmax_cross_entropy(np.zeros((3, 4), np.float32), labels, ignore_index=limit)
+    assert_close(loss, [np.nan, 0, np.log(4)])
+    with pytest.raises(IndexError, match="target is"):
+        jxent.torch_compat.cross_entropy(np.zeros((3, 4), np.float32), labels, ignore_index=limit)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("bad", [-1, NUM_CLASSES, -100, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize("loss", **by_name([loss for loss in MULTICLASS if loss.has_ids]))

@@ -7,6 +7,7 @@ first and returns the argument as the rest of the library wants it.
 import numbers
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,10 +41,14 @@ def _as_array(fn: str, name: str, value: Any, narrowed: Callable[[np.ndarray], n
     return lax.convert_element_type(array, array.dtype)
 
 
-def _clipped(value: np.ndarray) -> np.ndarray:
-    """For ids: one that is out of range stays out of it."""
-    narrow = jax.dtypes.canonicalize_dtype(value.dtype)
-    return np.clip(value, np.iinfo(narrow).min, np.iinfo(narrow).max).astype(narrow)
+def _clipped(value: np.ndarray, ignored: int | None = None) -> np.ndarray:
+    """For ids: one that is out of range stays out of it, and does not become the one that is `ignored`."""
+    limits = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+    clipped = np.clip(value, limits.min, limits.max)
+    if ignored in (limits.min, limits.max):
+        beside = ignored + 1 if ignored == limits.min else ignored - 1
+        clipped = np.where((clipped == ignored) & (value != ignored), beside, clipped)
+    return clipped.astype(limits.dtype)
 
 
 def _as_floats(value: np.ndarray) -> np.ndarray:
@@ -139,9 +144,16 @@ def as_ignore_index(fn: str, value: Any) -> int | None:
     return None if value is None else as_integer(fn, "ignore_index", value)
 
 
-def as_class_labels(fn: str, scores_name: str, scores: Array, axis: int, labels: Any) -> Array:
+def as_labels(fn: str, name: str, value: Any, ignored: int | None) -> Array:
+    """Labels of any dtype. Ids that 32 bits do not hold are bad ones, and never the one that is `ignored`."""
+    return _as_array(fn, name, value, partial(_clipped, ignored=ignored))
+
+
+def as_class_labels(
+    fn: str, scores_name: str, scores: Array, axis: int, labels: Any, ignored: int | None = None
+) -> Array:
     """Integer labels of the row shape, or floating labels of the whole shape."""
-    labels = as_array(fn, "labels", labels)
+    labels = as_labels(fn, "labels", labels, ignored)
     rows = row_shape(scores, axis)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         if labels.shape == rows:
@@ -172,9 +184,9 @@ def _label_hint(labels: Array, scores: Array, axis: int) -> str:
     return ""
 
 
-def as_ids(fn: str, name: str, value: Any) -> Array:
+def as_ids(fn: str, name: str, value: Any, ignored: int | None = None) -> Array:
     """Integers of any shape."""
-    ids = as_array(fn, name, value)
+    ids = as_labels(fn, name, value, ignored)
     _check_ids_dtype(fn, name, ids.dtype)
     return ids
 

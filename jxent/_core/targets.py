@@ -76,12 +76,12 @@ def make_targets(
     dtype = compute_dtype(scores.dtype)
     rows = arguments.row_shape(scores, axis)
     num_classes = scores.shape[axis]
-    labels = arguments.as_class_labels(fn, scores_name, scores, axis, labels)
+    ignored = arguments.as_ignore_index(fn, ignore_index)
+    labels = arguments.as_class_labels(fn, scores_name, scores, axis, labels, ignored)
     class_weight = arguments.as_per_class(fn, "class_weight", class_weight, num_classes, dtype)
     sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, rows, dtype)
     where = arguments.as_row_mask(fn, where, rows)
     smoothing = arguments.as_hyper_parameter(fn, "label_smoothing", label_smoothing, dtype, 0, 1)
-    ignored = arguments.as_ignore_index(fn, ignore_index)
 
     of_rows = {"labels": labels} if is_ids(labels) else {}
     arguments.check_same_over(fn, vocab_axis_name, **of_rows, where=where, sample_weight=sample_weight)
