@@ -3,6 +3,8 @@
 Compiled for the CPU and never run. Everything is counted in rows: N float32 numbers.
 """
 
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,8 @@ from tests.losses import LOSSES, VARIANTS, by_name
 
 # Barriers keep some row-sized arrays apart that XLA would otherwise have fused away.
 EXTRA_ROWS = 5
+# So few classes the CPU sums fastest out of an array of them.
+FEW_CLASSES = 8
 # The CPU sums longer rows in windows, and holds a number for each window of a row.
 LONGEST_PLAIN_ROW, WINDOW = 32768, 8192
 ROWS = 20
@@ -60,7 +64,8 @@ def test_softmax_cross_entropy_ids_take_no_more_memory_than_optax(shape, transfo
     n, v = shape
     arguments = struct(shape, dtype), struct((n,), jnp.int32)
     ours, theirs = (temporaries(transform(f), *arguments) for f in (jxent_mean, optax_mean))
-    assert ours <= theirs + (EXTRA_ROWS + windows(v)) * 4 * n, f"{ours / 4 / n:.2f} rows, optax {theirs / 4 / n:.2f}"
+    extra = EXTRA_ROWS + windows(v) + (v if v <= FEW_CLASSES else 0)
+    assert ours <= theirs + extra * 4 * n, f"{ours / 4 / n:.2f} rows, optax {theirs / 4 / n:.2f}"
 
 
 def assert_takes_rows(shape, dtype, kind, options, return_aux=False):
@@ -108,6 +113,44 @@ def test_softmax_cross_entropy_takes_memory_for_rows_only_with_many_classes(num_
 @pytest.mark.parametrize("options", OPTIONS)
 def test_softmax_cross_entropy_takes_memory_for_rows_only_with_aux(options, kind, dtype):
     assert_takes_rows((512, 1000), dtype, kind, OPTIONS[options], return_aux=True)
+
+
+def page_faults(compiled, *arguments):
+    """How many pages of memory a call touches for the first time, at the least of a few calls."""
+    counts = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        jax.block_until_ready(compiled(*arguments))
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(counts)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["ids", "distributions"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_softmax_cross_entropy_takes_no_memory_that_the_compiler_does_not_tell_of(rng, options, kind, dtype):
+    """XLA:CPU writes long rows out in memory of its own that `memory_analysis()` leaves out. Run, to see it."""
+    n, v = 256, 50257
+    logits = jnp.asarray(rng.normal(size=(n, v)), dtype)
+    labels = jnp.asarray(rng.integers(0, v, n)) if kind == "ids" else jax.nn.softmax(logits)
+    values = {"class_weight": jnp.ones(v), "where": labels >= 0 if kind == "ids" else jnp.ones(n, bool)}
+    values |= {"label_smoothing": 0.1, "z_loss": 1e-4, "sample_weight": jnp.ones(n)}
+    chosen = {name: value for name, value in values.items() if name in OPTIONS[options]}
+
+    def mean(logits, labels):
+        return jxent.softmax_cross_entropy(logits, labels, reduction="mean", **chosen)
+
+    limit = 0.1 * 4 * n * v / resource.getpagesize()
+    forward = page_faults(jax.jit(mean).lower(logits, labels).compile(), logits, labels)
+    assert forward <= limit
+    gradient = page_faults(jax.jit(jax.grad(mean)).lower(logits, labels).compile(), logits, labels)
+    assert gradient <= limit + logits.nbytes / resource.getpagesize()
+
+
+def test_page_faults_tell_of_hidden_memory():
+    x = jnp.ones((256, 50257))
+    compiled = jax.jit(lambda x: jnp.sum(jnp.exp(x), -1)).lower(x).compile()
+    assert page_faults(compiled, x) > 0.5 * x.nbytes / resource.getpagesize()
 
 
 @DTYPES

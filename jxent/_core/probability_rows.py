@@ -67,9 +67,9 @@ def _probability_rows(
 
     mass = spread_loss = live_classes = None
     if is_ids(labels):
-        entry = label_entry(scores, jnp.expand_dims(labels, axis), axis).astype(dtype)
-        entry = entry if row_where is None else jnp.where(row_where, entry, 1)
-        label_loss = jnp.squeeze(sign * log(entry), axis)
+        entry = label_entry(scores, labels, axis).astype(dtype)
+        entry = entry if where is None else jnp.where(where, entry, 1)
+        label_loss = jnp.squeeze(sign, axis) * log(entry)
     else:
         q = labels.astype(dtype)
         t = q if row_where is None else jnp.where(row_where, q, 0)
@@ -144,7 +144,7 @@ clamped_log1m.defjvp(_clamped_log1m_jvp)
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def label_entry(x: Array, y: Array, axis: int) -> Array:
-    """X at the ids `y` (size 1 along `axis`), NaN at a negative one."""
+    """`x` at the ids `y` of the row shape, NaN at a negative one."""
     return jnp.where(y < 0, jnp.nan, entry_at(x, y, axis, cpu=False))
 
 
@@ -152,8 +152,9 @@ def label_entry(x: Array, y: Array, axis: int) -> Array:
 # a split class axis can do. A bad id has no entry, so its NaN must be put into the whole row.
 def _label_entry_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, y), (d_x, _) = primals, tangents
-    is_label = jnp.where(y < 0, jnp.nan, (class_ids(x.shape, axis) == y).astype(x.dtype))
-    return label_entry(x, y, axis), jnp.sum(is_label * d_x, axis, keepdims=True)
+    along_y = jnp.expand_dims(y, axis)
+    is_label = jnp.where(along_y < 0, jnp.nan, (class_ids(x.shape, axis) == along_y).astype(x.dtype))
+    return label_entry(x, y, axis), jnp.sum(is_label * d_x, axis)
 
 
 label_entry.defjvp(_label_entry_jvp)

@@ -93,12 +93,11 @@ _rows_and_misses.defjvp(_rows_and_misses_jvp, symbolic_zeros=True)
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _evaluate(axis: int, cpu: bool, rows: Rows, logits: Array, labels: Array) -> _Misses:
-    row_max, excess = (jnp.expand_dims(field, axis) for field in (rows.row_max, rows.excess))
-    sums = RowSums(axis, cpu, logits, row_max, labels, None)
+    excess, sums = rows.excess, RowSums(axis, cpu, logits, rows.row_max, labels, None)
     miss, hit, hit_below = sums.of(partial(target_missed, excess)), sums.of(target_hit), sums.of(target_hit_below_max)
     # As that of `hit_below`, the selection of `hit` keeps XLA:CPU (jaxlib 0.10) from fusing its sum with [N, V] arrays.
     misses = _Misses(miss, jnp.where(excess >= 0, hit, jnp.nan), jnp.where(excess < 1, hit_below, 0))
-    return jax.tree.map(lambda field: jnp.squeeze(field / (1 + excess), axis), misses)
+    return jax.tree.map(lambda field: field / (1 + excess), misses)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -17,12 +17,14 @@ from jax import Array, lax
 # XLA:CPU sums rows up to here inside one fused loop; longer ones it first writes out, unless they are cut in windows.
 _LONGEST_FUSED_ROW = 32768
 _WINDOW, _SHORTEST_WINDOW = 8192, 4096
+# With so few classes a select costs less than the arithmetic that stands in for it.
+_FEW_CLASSES = 8
 # float32 tells integers apart up to here.
 _EXACT_FLOAT32_INTEGERS = 2**24
 
 
 class Operands(NamedTuple):
-    """What the terms of a row sum are made of: [N, V] logits, [N, 1] row_max, labels of either kind, [V] or None."""
+    """What the terms of a row sum are made of: [N, V] logits, [N] row_max, labels of either kind, [V] or None."""
 
     logits: Array
     row_max: Array
@@ -34,16 +36,30 @@ class Operands(NamedTuple):
 
 
 class RowSums:
-    """Sums terms over the class axis, which stays as size 1."""
+    """Sums terms over the class axis.
 
-    def __init__(self, axis: int, cpu: bool, logits: Array, row_max: Array, labels: Array, class_weight: Array | None):
+    That axis goes, at once: XLA:CPU does not vectorise what follows on an [N, 1] array, which at few classes takes longer
+    than the sums.
+    """
+
+    def __init__(
+        self,
+        axis: int,
+        cpu: bool,
+        logits: Array,
+        row_max: Array,
+        labels: Array,
+        class_weight: Array | None,
+        shared: bool = False,
+    ):
+        """With `shared`, the only sum is left free to share what it is made of with the gradient."""
         dtype = row_max.dtype
         constants = (jnp.array(c, dtype) for c in (0.5, 1, jnp.finfo(dtype).max))
-        self.axis, self.cpu = axis, cpu
+        self.axis, self.cpu, self.shared = axis, cpu, shared
         self.operands = Operands(logits, row_max, labels, class_weight, *constants)
 
     def of(self, term: Callable[[Operands, int], Array]) -> Array:
-        if self.cpu:
+        if self.cpu and not self.shared:
             # Barriers stand in a row, so that no two are alike and merged. They take no sum before theirs: the sums are
             # to stay independent, for XLA reduces such over the devices of a mesh all at once.
             self.operands = lax.optimization_barrier(self.operands)
@@ -56,12 +72,19 @@ def _row_sum(terms: Array, axis: int, cpu: bool) -> Array:
     The last barrier keeps what follows (a mean, say) from swallowing the sum, which would undo the fusion.
     """
     if not cpu:
-        return jnp.sum(terms, axis, keepdims=True)
+        return jnp.sum(terms, axis)
     if terms.shape[axis] > _LONGEST_FUSED_ROW and _can_cut(terms, axis):
         window = tuple(_window(n) if i == axis else 1 for i, n in enumerate(terms.shape))
         terms = lax.reduce_window(terms, jnp.zeros((), terms.dtype), lax.add, window, window, "SAME")
         terms = lax.optimization_barrier(terms)
-    return lax.optimization_barrier(jnp.sum(terms, axis, keepdims=True))
+    return lax.optimization_barrier(jnp.sum(terms, axis))
+
+
+def shares_exp(logits: Array, row_max: Array, axis: int) -> bool:
+    """Whether XLA:CPU may keep exp(d) from the sum of a row for its gradient: the memory of that gradient, of the same
+    dtype, holds it meanwhile. Longer rows and narrower logits would take [N, V] of their own.
+    """
+    return logits.dtype == row_max.dtype and _FEW_CLASSES < logits.shape[axis] <= _LONGEST_FUSED_ROW
 
 
 def _window(num_classes: int) -> int:
@@ -88,21 +111,22 @@ def is_split(x: Array, axis: int) -> bool:
     return axis < len(spec) and spec[axis] is not None
 
 
-def sign_d(o: Operands, axis: int) -> Array:
-    return jnp.sign(_d(o))
+def below_max(o: Operands, axis: int) -> Array:
+    """1 where d < 0, else 0: −sign(d), in two thirds of the time. NaN stays NaN."""
+    return jnp.minimum((jnp.expand_dims(o.row_max, axis) - o.logits.astype(o.row_max.dtype)) * o.highest, o.one)
 
 
 def exp_below_max(o: Operands, axis: int) -> Array:
-    return -(jnp.exp(_d(o)) * jnp.sign(_d(o)))
+    return jnp.exp(_d(o, axis)) * below_max(o, axis)
 
 
 def exp_of_others(o: Operands, axis: int) -> Array:
     """exp(d), and 0 at the label."""
     y = jnp.expand_dims(o.labels, axis)
-    if o.logits.shape[axis] > _EXACT_FLOAT32_INTEGERS:
-        return jnp.where(class_ids(o.logits.shape, axis) == y, 0, jnp.exp(_d(o)))
+    if not _FEW_CLASSES < o.logits.shape[axis] <= _EXACT_FLOAT32_INTEGERS:
+        return jnp.where(class_ids(o.logits.shape, axis) == y, 0, jnp.exp(_d(o, axis)))
     iota = lax.broadcasted_iota(o.row_max.dtype, o.logits.shape, axis)
-    return jnp.exp(_d(o)) * jnp.minimum(jnp.abs(iota - y.astype(iota.dtype)), o.one)
+    return jnp.exp(_d(o, axis)) * jnp.minimum(jnp.abs(iota - y.astype(iota.dtype)), o.one)
 
 
 def target(o: Operands, axis: int) -> Array:
@@ -111,12 +135,12 @@ def target(o: Operands, axis: int) -> Array:
 
 
 def target_below_max(o: Operands, axis: int) -> Array:
-    return -(target(o, axis) * jnp.sign(_d(o)))
+    return target(o, axis) * below_max(o, axis)
 
 
 def target_dot_d(o: Operands, axis: int) -> Array:
     """0·log 0 = 0 takes a finite d; where a target does rest on a dead class, `target_on_dead` tells."""
-    return target(o, axis) * _finite_d(o)
+    return target(o, axis) * _finite_d(o, axis)
 
 
 def target_on_dead(o: Operands, axis: int) -> Array:
@@ -125,16 +149,16 @@ def target_on_dead(o: Operands, axis: int) -> Array:
 
 def target_missed(excess: Array, o: Operands, axis: int) -> Array:
     """(1 + u) · q · (1 − p), with u as `excess`: at a maximum q · u."""
-    return target(o, axis) * (excess + (o.one - jnp.exp(_d(o))))
+    return target(o, axis) * (jnp.expand_dims(excess, axis) + (o.one - jnp.exp(_d(o, axis))))
 
 
 def target_hit(o: Operands, axis: int) -> Array:
     """(1 + u) · q · p."""
-    return target(o, axis) * jnp.exp(_d(o))
+    return target(o, axis) * jnp.exp(_d(o, axis))
 
 
 def target_hit_below_max(o: Operands, axis: int) -> Array:
-    return -(target_hit(o, axis) * jnp.sign(_d(o)))
+    return target_hit(o, axis) * below_max(o, axis)
 
 
 def live(o: Operands, axis: int) -> Array:
@@ -148,19 +172,19 @@ def live_weight(o: Operands, axis: int) -> Array:
 
 
 def live_weight_below_max(o: Operands, axis: int) -> Array:
-    return -(live_weight(o, axis) * jnp.sign(_d(o)))
+    return live_weight(o, axis) * below_max(o, axis)
 
 
 def live_weight_dot_d(o: Operands, axis: int) -> Array:
-    return live_weight(o, axis) * _finite_d(o)
+    return live_weight(o, axis) * _finite_d(o, axis)
 
 
-def _d(o: Operands) -> Array:
-    return o.logits.astype(o.row_max.dtype) - o.row_max
+def _d(o: Operands, axis: int) -> Array:
+    return o.logits.astype(o.row_max.dtype) - jnp.expand_dims(o.row_max, axis)
 
 
-def _finite_d(o: Operands) -> Array:
-    return jnp.maximum(_d(o), -o.highest)
+def _finite_d(o: Operands, axis: int) -> Array:
+    return jnp.maximum(_d(o, axis), -o.highest)
 
 
 def class_ids(shape: tuple[int, ...], axis: int) -> Array:
@@ -173,12 +197,13 @@ def along(per_class: Array, ndim: int, axis: int) -> Array:
 
 
 def entry_at(x: Array, y: Array, axis: int, cpu: bool) -> Array:
-    """X at the ids `y` (size 1 along `axis`); anything where the id is negative.
+    """`x` at the ids `y` of the row shape; anything where the id is negative.
 
     A mesh with Explicit axes refuses to gather along a split class axis, so there the entry is selected instead. The
     barrier stops XLA:CPU from converting all of a bfloat16 `x` before the gather, instead of one number a row after it.
     """
+    y = jnp.expand_dims(y, axis)
     if is_split(x, axis):
-        return jnp.sum(jnp.where(class_ids(x.shape, axis) == y, x, 0), axis, keepdims=True, dtype=x.dtype)
-    entry = jnp.take_along_axis(x, jnp.maximum(y, 0), axis, mode="promise_in_bounds")
+        return jnp.sum(jnp.where(class_ids(x.shape, axis) == y, x, 0), axis, dtype=x.dtype)
+    entry = jnp.take_along_axis(x, jnp.maximum(y, 0), axis, mode="promise_in_bounds").squeeze(axis)
     return lax.optimization_barrier(entry) if cpu else entry

@@ -21,6 +21,7 @@ from jxent._core.platform import cpu_barrier
 from jxent._core.row_sums import (
     RowSums,
     along,
+    below_max,
     class_ids,
     entry_at,
     exp_below_max,
@@ -29,7 +30,7 @@ from jxent._core.row_sums import (
     live_weight,
     live_weight_below_max,
     live_weight_dot_d,
-    sign_d,
+    shares_exp,
     target,
     target_below_max,
     target_dot_d,
@@ -100,10 +101,10 @@ def softmax_rows(
             one device holds, and ids and the result are of the whole, the same on all devices.
     """
     arrays = aligned((logits, labels, class_weight, where), apart_from=vocab_axis_name)
-    return _softmax_rows(*arrays, axis, smooth, vocab_axis_name)
+    return _softmax_rows(*arrays, axis, smooth, vocab_axis_name, False)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6, 7))
 def _softmax_rows(
     logits: Array,
     labels: Array,
@@ -112,8 +113,9 @@ def _softmax_rows(
     axis: int,
     smooth: bool,
     vocab_axis_name: VocabAxis,
+    differentiated: bool,
 ) -> Rows:
-    return _forward(axis, smooth, vocab_axis_name, logits, labels, class_weight, where)
+    return _forward(axis, smooth, vocab_axis_name, differentiated, logits, labels, class_weight, where)
 
 
 # The derivative rule. With t the target and T = Σ_c t_c, differentiating T·log1p(u) − Σ t_c d_c at constant m:
@@ -125,9 +127,9 @@ def _softmax_rows(
 # `jax.checkpoint`: reverse mode keeps its inputs and the O(N) `rows`, and remakes the [N, V] softmax on the way back.
 # All that it sums over the classes is linear in a tangent, so that its transpose is elementwise and sums nothing.
 def _softmax_rows_jvp(
-    axis: int, smooth: bool, vocab_axis_name: VocabAxis, primals: Any, tangents: Any
+    axis: int, smooth: bool, vocab_axis_name: VocabAxis, differentiated: bool, primals: Any, tangents: Any
 ) -> tuple[Rows, Rows]:
-    rows = _softmax_rows(*primals, axis, smooth, vocab_axis_name)
+    rows = _softmax_rows(*primals, axis, smooth, vocab_axis_name, True)
     d_logits, d_labels, d_class_weight, _ = (None if isinstance(t, SymbolicZero) else t for t in tangents)
     tangent_map = jax.checkpoint(partial(row_tangents, axis, vocab_axis_name), prevent_cse=False)
     return rows, tangent_map(rows, *primals, d_logits, d_labels, d_class_weight)
@@ -136,46 +138,56 @@ def _softmax_rows_jvp(
 _softmax_rows.defjvp(_softmax_rows_jvp, symbolic_zeros=True)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _forward(
     axis: int,
     smooth: bool,
     vocab_axis_name: VocabAxis,
+    differentiated: bool,
     logits: Array,
     labels: Array,
     class_weight: Array | None,
     where: Array | None,
 ) -> Rows:
-    row_max = highest(jnp.max(logits.astype(compute_dtype(logits.dtype)), axis, keepdims=True), vocab_axis_name)
+    row_max = highest(jnp.max(logits, axis).astype(compute_dtype(logits.dtype)), vocab_axis_name)
     own = own_ids(labels, logits.shape[axis], vocab_axis_name) if is_ids(labels) else labels
     sums, of_slope = lax.platform_dependent(
         *aligned((logits, row_max, own, class_weight)),
-        cpu=partial(_class_sums, axis, smooth, True),
-        default=partial(_class_sums, axis, smooth, False),
+        cpu=partial(_class_sums, axis, smooth, True, differentiated),
+        default=partial(_class_sums, axis, smooth, False, False),
     )
     # Two all-reduces, so that what only a derivative needs is dropped where there is none.
     sums = summed(sums, vocab_axis_name) | summed(of_slope, vocab_axis_name)
-    is_bad = jnp.expand_dims(labels < 0, axis) if is_ids(labels) else None
-    rows = _squeezed(_rows(row_max, sums, is_bad), axis)
+    rows = _rows(row_max, sums, labels < 0 if is_ids(labels) else None)
     if where is None:
         return rows
     return jax.tree.map(lambda field: jnp.where(where, field, 0), rows)
 
 
 def _class_sums(
-    axis: int, smooth: bool, cpu: bool, logits: Array, row_max: Array, labels: Array, class_weight: Array | None
+    axis: int,
+    smooth: bool,
+    cpu: bool,
+    differentiated: bool,
+    logits: Array,
+    row_max: Array,
+    labels: Array,
+    class_weight: Array | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """What `_rows` needs to have summed over the classes: for the losses, and for their derivatives alone."""
-    if cpu:
+    shared = differentiated and is_ids(labels) and not smooth and shares_exp(logits, row_max, axis)
+    if cpu and not shared:
         logits, row_max = lax.optimization_barrier((logits, row_max))
-    sums = RowSums(axis, cpu, logits, row_max, labels, class_weight)
+    sums = RowSums(axis, cpu, logits, row_max, labels, class_weight, shared)
     if is_ids(labels):
-        y = jnp.expand_dims(labels, axis)
-        d_label = entry_at(logits, y, axis, cpu).astype(row_max.dtype) - row_max
-        result, of_slope = {"d_label": jnp.where(y < 0, 0, d_label), "others": sums.of(exp_of_others)}, {}
+        d_label = entry_at(logits, labels, axis, cpu).astype(row_max.dtype) - row_max
+        result, of_slope = {"d_label": jnp.where(labels < 0, 0, d_label), "others": sums.of(exp_of_others)}, {}
     else:
-        # sign(d) is −1 but at the maxima, where it is 0: this counts them, and leaves their exp(0) = 1 out of the sum.
-        result = {"num_maxima": logits.shape[axis] + sums.of(sign_d), "others": sums.of(exp_below_max)}
+        # The number of maxima, whose exp(0) = 1 the sum leaves out. The select keeps XLA:CPU (jaxlib 0.10) from fusing the
+        # two sums, for which it writes out what they have in common.
+        num_below = sums.of(below_max)
+        num_maxima = jnp.where(num_below >= 0, logits.shape[axis] - num_below, jnp.nan)
+        result = {"num_maxima": num_maxima, "others": sums.of(exp_below_max)}
         result |= {"mass": sums.of(target), "dot_d": sums.of(target_dot_d), "on_dead": sums.of(target_on_dead)}
         of_slope = {"below_max": sums.of(target_below_max)}
     if smooth:
@@ -222,8 +234,9 @@ def row_tangents(
 ) -> Rows:
     """The tangents of `rows`: linear in the `d_` arguments, of which None stands for zero."""
     constant = jnp.zeros_like(rows.row_max)
-    # Else XLA:CPU computes one [N, V] array (a conversion, a broadcast row_max) for both passes to share.
-    rows, logits = cpu_barrier((rows, logits))
+    if not (is_ids(labels) and rows.spread is None and shares_exp(logits, rows.row_max, axis)):
+        # Else XLA:CPU computes one [N, V] array (a conversion, a broadcast row_max) for both passes to share.
+        rows, logits = cpu_barrier((rows, logits))
     rows = jax.tree.map(lambda field: jnp.expand_dims(field, axis), rows)
     dtype, zero = rows.row_max.dtype, jnp.zeros_like(rows.row_max)
     # A masked row is one whose classes are all dead and whose target is 0: every slope below is then exactly 0.
