@@ -7,6 +7,7 @@ Markdown that GitHub shows too, notebooks are shown with the outputs they were c
 of the docstrings. Nothing is fetched while it builds; MathJax is fetched by the reader's browser.
 """
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -48,6 +49,7 @@ napoleon_custom_sections = ["Gradients"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+mathjax4_config = {"output": {"linebreaks": {"inline": False}}}  # a formula in a line of text stays whole
 nb_execution_mode = "off"  # the tests run the notebooks, and compare what is committed
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # there are no widgets, and these would be fetched from elsewhere
@@ -79,14 +81,28 @@ class _LinkPublicNames(SphinxPostTransform):
             literal.replace_self(linked)
 
 
+class _BreakCallsInTables(SphinxPostTransform):
+    """A call in a table may go on in the next line after a bracket, so that the table is no wider than the page."""
+
+    default_priority = 210
+    formats = ("html",)
+
+    def run(self, **kwargs):
+        for entry in self.document.findall(nodes.entry):
+            for literal in list(entry.findall(nodes.literal)):
+                parts = re.split(r"(?<=[(])(?=[^)])", literal.astext())
+                if len(parts) > 1:
+                    breaks = [
+                        node for part in parts for node in (nodes.raw("", "<wbr>", format="html"), nodes.Text(part))
+                    ]
+                    literal.children = []
+                    literal.extend(breaks[1:])
+
+
 def _keep_returns_whole(app, what, name, obj, options, lines):
     """Napoleon takes what precedes a colon in the first line of Returns for a type; there it is prose."""
-    for i, line in enumerate(lines[:-1]):
-        if line == "Returns:" and ":" in lines[i + 1]:
-            first, rest = lines[i + 1].split(":", 1)
-            head, _, last = first.rpartition(" ")
-            lines[i + 1 : i + 2] = [head, f"    {last}:{rest}"]
-            return
+    if "Returns:" in lines:
+        lines.insert(lines.index("Returns:") + 1, "    \\")  # an empty first line, which reStructuredText drops
 
 
 def _set_formulas(app, what, name, obj, options, lines):
@@ -104,10 +120,12 @@ def _copy_notebooks(app):
     originals = {path.name: path for path in (DOCS.parent / "notebooks").glob("*.ipynb")}
     for name, path in originals.items():
         if not (copies / name).exists() or (copies / name).read_bytes() != path.read_bytes():
-            shutil.copy2(path, copies / name)
+            # In one step: another build may be reading here.
+            part = shutil.copy2(path, copies / f"{name}.{os.getpid()}")
+            os.replace(part, copies / name)
     for copy in copies.glob("*.ipynb"):
         if copy.name not in originals:
-            copy.unlink()
+            copy.unlink(missing_ok=True)
 
 
 def _localise_links(app, docname, source):
@@ -121,3 +139,4 @@ def setup(app):
     app.connect("autodoc-process-docstring", _keep_returns_whole, priority=400)
     app.connect("autodoc-process-docstring", _set_formulas, priority=400)
     app.add_post_transform(_LinkPublicNames)
+    app.add_post_transform(_BreakCallsInTables)

@@ -88,6 +88,10 @@ def test_docs_reference_shows_arguments_and_what_comes_back(site):
     text = re.sub(r"<[^>]+>", "", page)
     for wanted in ("label_smoothing=0.0", "Parameters:", "Returns:", "Gradients", "See also"):
         assert wanted in text, wanted
+    for path in (site / "api").glob("*.html"):
+        # Prose, of which nothing is taken for a type.
+        starts = re.findall(r"Returns<.*?</dt>\s*<dd[^>]*>(?:<p>)?(.{4})", path.read_text(encoding="utf-8"), re.DOTALL)
+        assert "<em>" not in starts, path.stem
     assert 'href="linear.html' in page
     # Code that names something public is a link.
     assert re.search(r'href="reductions\.html#jxent\.Mean"[^>]*><code', page)
@@ -126,7 +130,9 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("*.md")), *PAGES], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 def test_docs_relative_links_lead_somewhere(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):

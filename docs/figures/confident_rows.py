@@ -19,10 +19,10 @@ import jxent
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-GAPS = np.arange(0, 81, 0.5)
+GAPS = np.arange(0, 81)
 LOSSES = {"optax": optax.softmax_cross_entropy_with_integer_labels, "jxent": jxent.softmax_cross_entropy}
 COLOURS = {"optax": "#c44e52", "jxent": "#2b6cb0"}
-EXACT = 1e-9  # where an error of 0 is drawn
+NONE = 1e-9  # where an error of 0 is drawn
 
 
 def errors(loss_fn):
@@ -30,6 +30,7 @@ def errors(loss_fn):
     rows = np.zeros((len(GAPS), 3))
     rows[:, 0] = GAPS
     value, grad = jax.vmap(jax.value_and_grad(lambda x: loss_fn(x, jnp.array(0))))(jnp.asarray(rows, jnp.float32))
+    value, grad = np.asarray(value, np.float64), np.asarray(grad, np.float64)
     loss = np.log1p(2 * np.exp(-GAPS))
     return np.abs(value / loss - 1), np.abs(grad[:, 0] / np.expm1(-loss) - 1)
 
@@ -41,14 +42,16 @@ def draw(path):
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for name, loss_fn in LOSSES.items():
         for panel, error in zip(panels, errors(loss_fn), strict=True):
-            panel.semilogy(GAPS, np.maximum(error, EXACT), color=COLOURS[name], label=name, linewidth=1.2)
+            panel.semilogy(GAPS, np.maximum(error, NONE), "o", color=COLOURS[name], label=name, markersize=3)
     for panel, title in zip(panels, ("loss", "gradient at the label"), strict=True):
         panel.set_title(title)
         panel.set_xlabel("label's logit − the others")
         panel.axhline(1, color="0.5", linewidth=0.8, linestyle=":")
-        panel.set_ylim(EXACT / 2, 4)
+        panel.set_ylim(NONE / 2, 12)
+        panel.set_yticks([NONE, 1e-7, 1e-5, 1e-3, 1e-1], ["0", "$10^{-7}$", "$10^{-5}$", "$10^{-3}$", "$10^{-1}$"])
+        panel.minorticks_off()
     panels[0].set_ylabel("relative error (float32)")
-    panels[0].text(81, 1.25, "nothing left", ha="right", color="0.35")
+    panels[0].text(80, 2, "nothing left", ha="right", color="0.35")
     panels[0].legend(frameon=False, loc="center right")
     figure.savefig(path, metadata={"Date": None, "Creator": None})
 
