@@ -55,6 +55,7 @@ nb_merge_streams = True
 nb_ipywidgets_js = {}  # there are no widgets, and these would be fetched from elsewhere
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "jxent"
 html_show_copyright = False
 html_static_path = ["_static"]
