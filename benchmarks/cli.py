@@ -15,7 +15,7 @@ from benchmarks import contenders, memory, report, results
 from benchmarks.cases import Case, preset
 from benchmarks.contenders import Contender
 from benchmarks.machine import describe_machine
-from benchmarks.measure import Limits, run_case
+from benchmarks.measure import Limits, describe, run_case
 from benchmarks.terminal import case_table, make_console, progress_bar
 
 DONE, NOT_ALL_RUN = 0, 3
@@ -105,10 +105,14 @@ def measure_all(
             progress.update(task, description=case.name)
             reason = why_not(case, time.monotonic() - start, options.budget)
             if case.name not in done and reason is None:
-                record = results.summarise(run_case(case, [c for c in present if c.takes(case)], limits))
-                run["cases"].append(record)
-                console.print(case_table(record))
-            elif case.name not in done:
+                try:
+                    record = results.summarise(run_case(case, [c for c in present if c.takes(case)], limits))
+                except Exception as error:  # such as no memory for its data: the next one may fit
+                    reason = describe(error)
+                else:
+                    run["cases"].append(record)
+                    console.print(case_table(record))
+            if case.name not in done and reason is not None:
                 run["not_run"][case.name] = reason
             if path is not None:
                 results.write(path, run)

@@ -54,9 +54,7 @@ def run_case(case: Case, contenders: Sequence[Contender], limits: Limits, data: 
             output_bytes=program.output_bytes,
         )
 
-    rounds = max(
-        FEWEST_ROUNDS, min(limits.rounds, int(limits.seconds / max(sum(map(_sample_seconds, once.values())), 1e-9)))
-    )
+    rounds = how_many_rounds(limits, sum(map(_sample_seconds, once.values())))
     for name, samples in interleaved(programs, once, rounds, rng).items():
         entries[name].update(samples)
     for name, program in programs.items():
@@ -74,6 +72,12 @@ def run_case(case: Case, contenders: Sequence[Contender], limits: Limits, data: 
         "rounds": rounds,
         "contenders": list(entries.values()),
     }
+
+
+def how_many_rounds(limits: Limits, seconds: float) -> int:
+    """Of so many seconds each: as many as fit, at least five unless fewer were asked for."""
+    fit = int(limits.seconds / max(seconds, 1e-9))
+    return min(limits.rounds, max(FEWEST_ROUNDS, fit))
 
 
 def interleaved(
@@ -137,6 +141,8 @@ def measure_errors(
         entry = entries[contender.name]
         try:
             program = contender.prepare(small, small_data) if few else programs[contender.name]
+            if program.restore is not None:
+                program.restore()
             loss, gradients = program.outputs(program.call())
             entry["loss_error"] = truth.loss_error(loss, right)
             entry["gradient_error"] = truth.gradient_error(gradients, right)

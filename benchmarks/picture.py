@@ -41,7 +41,7 @@ KINDS = {
     "linear": "linear",
 }
 DTYPES = ("float32", "bfloat16")
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "text.color": TEXT,

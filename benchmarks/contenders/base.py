@@ -33,6 +33,7 @@ class Program:
             it cannot be told.
         device_growth: calls it once and returns what that takes of the device's memory at its peak, where the
             contender has its own account of it.
+        restore: puts arguments back that a call overwrites; before a call whose result counts.
     """
 
     call: Callable[[], Any]
@@ -42,6 +43,7 @@ class Program:
     temp_bytes: int | None = None
     residual_bytes: int | None = None
     device_growth: Callable[[], int | None] | None = None
+    restore: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,9 @@ def eager(case: Case) -> Loss:
 
 def compiled(case: Case) -> Loss:
     torch = optional("torch")
-    return torch.compile(eager(case))
+    # Else it counts the cases before this one as recompilations, and gives up after some.
+    torch.compiler.reset()
+    return torch.compile(eager(case), dynamic=False)
 
 
 def chunked(case: Case) -> Loss:
@@ -92,15 +94,19 @@ def liger(case: Case) -> Loss:
     functional = optional("liger_kernel.transformers.functional")
     if case.kind == "linear":
         return lambda t: functional.liger_fused_linear_cross_entropy(t["hidden"], t["kernel"], t["labels"])
-    if case.mode == "forward":
-        return lambda t: functional.liger_cross_entropy(t["logits"], t["labels"])
-    # It writes the gradient over the logits, which are to last for more than one call.
-    return lambda t: functional.liger_cross_entropy(t["logits"].clone(), t["labels"])
+    return lambda t: functional.liger_cross_entropy(t["logits"], t["labels"])
 
 
-def prepare(loss_of: Callable[[Case], Loss], case: Case, data: Data, *, compiles: bool = False) -> Program:
+def prepare(
+    loss_of: Callable[[Case], Loss], case: Case, data: Data, *, compiles: bool = False, overwrites: bool = False
+) -> Program:
+    """`compiles`: at its first call. `overwrites`: it may leave the gradient where the logits were."""
     torch = optional("torch")
+    if on_gpu():
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32, as JAX does
     loss, arguments = loss_of(case), tensors(case, data)
+    originals = {name: arguments[name] for name in case.differentiated} if overwrites else {}
+    arguments.update({name: tensor.clone() for name, tensor in originals.items()})
     by = [arguments[name].requires_grad_(case.mode == "grad") for name in case.differentiated]
 
     def call() -> Any:
@@ -114,6 +120,11 @@ def prepare(loss_of: Callable[[Case], Loss], case: Case, data: Data, *, compiles
             torch.cuda.synchronize()
         return result
 
+    def restore() -> None:
+        with torch.no_grad():
+            for name, original in originals.items():
+                arguments[name].copy_(original)
+
     start = time.perf_counter()
     if compiles:
         call()
@@ -124,6 +135,7 @@ def prepare(loss_of: Callable[[Case], Loss], case: Case, data: Data, *, compiles
         output_bytes=sum(t.numel() * t.element_size() for t in by) if case.mode == "grad" else 0,
         compile_seconds=seconds,
         device_growth=partial(device_growth, call) if by[0].is_cuda else None,
+        restore=restore if overwrites else None,
     )
 
 
@@ -156,7 +168,7 @@ CONTENDERS = [
     Contender("torch.compile", partial(prepare, compiled, compiles=True), modules=("torch",), missing=no_gpu),
     Contender(
         "liger",
-        partial(prepare, liger, compiles=True),
+        partial(prepare, liger, compiles=True, overwrites=True),
         kinds=("ids", "linear"),
         modules=("torch", "liger_kernel"),
         missing=no_gpu,
