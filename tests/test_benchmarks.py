@@ -12,10 +12,11 @@ import pytest
 
 import jxent
 
-_NO = "bench extra not installed: could not import '{0}': No module named '{0}'"
-pytest.importorskip("matplotlib", reason=_NO.format("matplotlib"))
-pytest.importorskip("optax", reason=_NO.format("optax"))
-pytest.importorskip("rich", reason=_NO.format("rich"))
+pytest.importorskip(
+    "matplotlib", reason="bench extra not installed: could not import 'matplotlib': No module named 'matplotlib'"
+)
+pytest.importorskip("optax", reason="bench extra not installed: could not import 'optax': No module named 'optax'")
+pytest.importorskip("rich", reason="bench extra not installed: could not import 'rich': No module named 'rich'")
 
 from benchmarks import cases, cli, contenders, measure, report, results, truth
 from benchmarks.cases import Case
