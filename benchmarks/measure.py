@@ -57,6 +57,7 @@ def run_case(case: Case, contenders: Sequence[Contender], limits: Limits, data: 
     rounds = how_many_rounds(limits, sum(map(_sample_seconds, once.values())))
     for name, samples in interleaved(programs, once, rounds, rng).items():
         entries[name].update(samples)
+    gc.collect()  # so that nothing of the rounds is freed while memory is watched
     for name, program in programs.items():
         entries[name]["growth_bytes"] = memory.growth_bytes(program)
     measure_errors(case, [c for c in contenders if c.name in programs and c.role != "floor"], programs, data, entries)

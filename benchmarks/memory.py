@@ -6,7 +6,6 @@ The compiler's account (`temp_bytes`) does not show all: what XLA's libraries on
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import re
 from collections.abc import Callable
@@ -43,7 +42,6 @@ def growth_bytes(program: Program) -> int | None:
 def _resident_growth(call: Callable[[], Any]) -> int | None:
     if not (CLEAR.exists() and os.access(CLEAR, os.W_OK)):
         return None
-    gc.collect()
     # Freed memory that the C library keeps for later would hide that it is taken again.
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):

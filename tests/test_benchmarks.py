@@ -1,5 +1,6 @@
 """The benchmarks run end to end on tiny cases, and say what they are there to say: who is absent, who failed, who is wrong."""
 
+import functools
 import json
 import os
 import re
@@ -132,8 +133,13 @@ def raises(case):
     raise RuntimeError(f"no {case.name} here\nand more lines")
 
 
+@functools.cache
+def tiny_data():
+    return make_data(TINY)
+
+
 def run_tiny(*others):
-    return results.summarise(measure.run_case(TINY, [*floors.CONTENDERS, *ours.CONTENDERS, *others], ONCE))
+    return results.summarise(measure.run_case(TINY, [*ours.CONTENDERS, *others], ONCE, tiny_data()))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +181,7 @@ def test_data_are_the_same_for_all_and_never_zero(kind):
     data, again = make_data(case), make_data(case)
     for name, array in data.items():
         assert (array == again[name]).all()
-        assert array.size == 1 or (array != array.ravel()[0]).any()
+        assert name == "where" or (array != array.ravel()[0]).any()
     assert {data[name].dtype for name in case.differentiated} == {jax.numpy.dtype("bfloat16")}
     assert data["labels"].shape == (case.shape if kind in ("soft", "multilabel") else case.row_shape)
     assert len(rows_of(case, data, 1)["labels"]) == 1
@@ -246,31 +252,32 @@ def few(monkeypatch):
 
 
 def test_budget_and_resume_add_up_to_a_whole_run(few, tmp_path, capsys):
-    arguments = ["--quick", "--cases", "^ids-.*grad", "--rounds", "1", "--output", str(tmp_path / "run.json")]
+    arguments = ["--quick", "--cases", "^ids-", "--rounds", "1", "--output", str(tmp_path / "run.json")]
+    names = ["ids-64x1000-bf16-forward", "ids-64x1000-bf16-grad"]
     assert cli.main([*arguments, "--budget", "-1"]) == cli.NOT_ALL_RUN
     run = results.read(tmp_path / "run.json")
     assert run["cases"] == []
-    assert list(run["not_run"]) == ["ids-512x7-f32-grad", "ids-64x1000-bf16-grad"]
+    assert list(run["not_run"]) == names
 
-    assert cli.main([*arguments, "--resume", "--cases", "512x7"]) == cli.DONE
+    assert cli.main([*arguments, "--resume", "--cases", "forward"]) == cli.DONE
     assert cli.main([*arguments, "--resume"]) == cli.DONE
     run = results.read(tmp_path / "run.json")
-    assert [record["name"] for record in run["cases"]] == ["ids-512x7-f32-grad", "ids-64x1000-bf16-grad"]
+    assert [record["name"] for record in run["cases"]] == names
     assert run["not_run"] == {}
     assert run["absent"] == {"absent": "no_such_package not installed"}
     markdown = (tmp_path / "run.md").read_text(encoding="utf-8")
     assert "- absent: no_such_package not installed" in markdown
-    assert "- ids-512x7-f32-grad, raises: RuntimeError: no ids-512x7-f32-grad here" in markdown
+    assert f"- {names[0]}, raises: RuntimeError: no {names[0]} here" in markdown
     assert "the budget of -1 s was spent" in capsys.readouterr().out
 
 
 def test_report_merges_files_of_one_machine_only(few, tmp_path, capsys):
-    for name in ("512x7", "64x1000-bf16-forward"):
-        cli.main(["--quick", "--cases", name, "--rounds", "1", "--output", str(tmp_path / name)])
+    for name in ("ids-.*-forward", "ids-.*-grad"):
+        cli.main(["--quick", "--cases", name, "--rounds", "1", "--output", str(tmp_path / name[-4:])])
     files = sorted(map(str, tmp_path.glob("*.json")))
     assert report.main([*files, "--output", str(tmp_path / "both")]) == 0
     both = results.read(tmp_path / "both.json")
-    assert [record["name"] for record in both["cases"]] == ["ids-512x7-f32-grad", "ids-64x1000-bf16-forward"]
+    assert [record["name"] for record in both["cases"]] == ["ids-64x1000-bf16-grad", "ids-64x1000-bf16-forward"]
     assert f"wrote {tmp_path / 'both.png'}" in capsys.readouterr().out.replace("\n", "")
 
     both["machine"]["versions"]["jax"] = "0"
