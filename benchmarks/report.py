@@ -26,11 +26,12 @@ def write_report(run: Record, prefix: Path) -> list[Path]:
 
 def markdown(run: Record, picture_name: str) -> str:
     machine = run["machine"]
+    commit = f"; commit {machine['commit']}" if machine["commit"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     head = [
         f"# Measured on {machine['device']}",
         "",
-        f"{machine['date']}, {machine['cores']} cores, {machine['system']}; {versions}; commit {machine['commit']}.",
+        f"{machine['date']}, {machine['cores']} cores, {machine['system']}; {versions}{commit}.",
         "[How to read the columns](../README.md#the-columns).",
         "",
         f"![Time and memory beside jxent's]({picture_name})",

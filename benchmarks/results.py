@@ -12,7 +12,7 @@ import numpy as np
 REFERENCE = "optax"  # what "÷ optax" means: integer labels where there are ids
 # By dtype, the largest relative errors of a loss and of a gradient that are rounding and not a mistake. In bfloat16,
 # logits that a matrix product returned in that dtype are a few hundredths off where they are large.
-TOLERANCES = {"float32": (1e-4, 5e-3), "bfloat16": (1e-2, 5e-2)}
+TOLERANCES = {"float32": (1e-4, 5e-3), "bfloat16": (2e-2, 5e-2)}
 
 Record = dict[str, Any]
 
@@ -95,9 +95,10 @@ def merge(runs: Sequence[Record]) -> Record:
     not_run = {name: reason for run in runs for name, reason in run["not_run"].items() if name not in cases}
     absent = {name: reason for run in runs for name, reason in run["absent"].items()}
     dates = sorted({run["machine"]["date"] for run in runs})
+    commits = dict.fromkeys(run["machine"]["commit"] for run in runs if run["machine"]["commit"])
     return {
         **runs[-1],
-        "machine": {**runs[-1]["machine"], "date": dates[-1]},
+        "machine": {**runs[-1]["machine"], "date": dates[-1], "commit": ", ".join(commits)},
         "absent": absent,
         "cases": list(cases.values()),
         "not_run": not_run,
