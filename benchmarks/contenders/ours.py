@@ -1,0 +1,28 @@
+"""jxent."""
+
+from __future__ import annotations
+
+import jxent
+from benchmarks.cases import LABEL_SMOOTHING, Case
+from benchmarks.contenders.jax_programs import Loss, jax_contender
+
+
+def loss_of(case: Case) -> Loss:
+    match case.kind:
+        case "linear":
+            return lambda d: jxent.linear_softmax_cross_entropy(d["hidden"], d["kernel"], d["labels"], reduction="mean")
+        case "multilabel":
+            return lambda d: jxent.sigmoid_binary_cross_entropy(d["logits"], d["labels"], reduction="mean")
+        case "weighted":
+            return lambda d: jxent.softmax_cross_entropy(
+                d["logits"],
+                d["labels"],
+                class_weight=d["class_weight"],
+                where=d["where"],
+                label_smoothing=LABEL_SMOOTHING,
+                reduction="mean",
+            )
+    return lambda d: jxent.softmax_cross_entropy(d["logits"], d["labels"], axis=case.axis, reduction="mean")
+
+
+CONTENDERS = [jax_contender("jxent", loss_of, role="ours")]
