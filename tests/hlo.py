@@ -17,26 +17,50 @@ class Collective(NamedTuple):
         devices: how many exchange something with each other; 0 for a collective-permute.
         sizes: how many elements each array has, as one device holds it afterwards.
         num_bytes: of all of them.
+        in_loop: whether it is in the body of a loop, or in what that calls.
     """
 
     kind: str
     devices: int
     sizes: tuple[int, ...]
     num_bytes: int
+    in_loop: bool
 
 
 def collectives(compiled) -> list[Collective]:
     """All between more devices than one, in the order of the program; one in the body of a loop counts once."""
-    found = [_collective(match) for match in _COLLECTIVE.finditer(compiled.as_text())]
+    computations = _computations(compiled.as_text())
+    loops = _in_loops(computations)
+    found = [
+        _collective(match, name in loops) for name, text in computations.items() for match in _COLLECTIVE.finditer(text)
+    ]
     return [collective for collective in found if collective.devices != 1]
 
 
-def _collective(match: re.Match) -> Collective:
-    shapes = list(_SHAPE.finditer(match["shapes"]))
+def _computations(text: str) -> dict[str, str]:
+    """The name of each computation → its instructions. They are indented; its head and its closing brace are not."""
+    parts = re.split(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _in_loops(computations: dict[str, str]) -> set[str]:
+    """The names of those that run once a turn of some loop."""
+    reached, found = set(), {name for text in computations.values() for name in re.findall(r"body=%?([\w.\-]+)", text)}
+    while found:
+        reached |= found
+        called = {name for caller in found for name in re.findall(r"%([\w.\-]+)", computations[caller])}
+        found = (called & computations.keys()) - reached
+    return reached
+
+
+def _collective(match: re.Match, in_loop: bool) -> Collective:
+    # What starts an asynchronous one may list its operands first: ((f32[8]), f32[32]).
+    results = match["shapes"].partition("), ")[2] if match["shapes"].startswith("((") else match["shapes"]
+    shapes = list(_SHAPE.finditer(results))
     sizes = tuple(math.prod(int(n) for n in shape["dims"].split(",") if n) for shape in shapes)
     widths = [max(1, int(shape["bits"] or 8) // 8) for shape in shapes]
     num_bytes = sum(size * width for size, width in zip(sizes, widths, strict=True))
-    return Collective(match["kind"], _group_size(match["rest"]), sizes, num_bytes)
+    return Collective(match["kind"], _group_size(match["rest"]), sizes, num_bytes, in_loop)
 
 
 def _group_size(attributes: str) -> int:
