@@ -7,6 +7,7 @@ run to run or machine to machine (times, versions, paths, random ids):
 """
 
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -116,10 +117,74 @@ def check_language_model(text):
     assert all(4 * ours < theirs for ours, theirs in zip(fused[1:], usual[1:], strict=True))  # a tenth or so
 
 
+def floats(pattern, text):
+    """The groups of the one line that matches, as numbers."""
+    (line,) = re.findall(f"^{pattern}$", text, re.MULTILINE)
+    return [float(value) for value in ((line,) if isinstance(line, str) else line)]
+
+
+def check_why_cross_entropy(text):
+    (by_terms,) = floats(r"sum of the last column: (\S+)", text)
+    (ours,) = floats(r"softmax_cross_entropy:  (\S+)", text)
+    assert abs(by_terms - 2.14293) <= 1e-5  # log(e + e³ + 1/e) − 1
+    assert abs(ours - by_terms) <= 1e-5
+    binary = re.findall(r"^ +(-?\d) +\S+ +([01]) +(\S+) +(\S+) +(\S+) +(\S+)$", text, re.MULTILINE)
+    assert [row[:2] for row in binary] == [(x, y) for x in ("-4", "0", "2") for y in ("1", "0")]
+    for x, y, *columns in binary:
+        yes, no, loss, two_classes = map(float, columns)
+        assert (yes if y == "0" else no) == 0
+        expected = math.log1p(math.exp(-float(x) if y == "1" else float(x)))
+        assert max(abs(value - expected) for value in (yes + no, loss, two_classes)) <= 1e-4
+    assert "x = 40, y = 0: by the formula inf, from the logit 40.0\n" in text
+
+    for x in (-8, -4, 0, 4):
+        cross, squared = floats(rf"x = +{x}  .* cross entropy +(\S+), squared error +(\S+), ratio .*", text)
+        p = 1 / (1 + math.exp(-x))
+        assert abs(cross - (p - 1)) <= 2e-5
+        assert abs(squared + 2 * (1 - p) ** 2 * p) <= 2e-5
+    assert floats(r"largest difference from the two formulas: (\S+)", text)[0] <= 1e-6
+
+    steps = re.findall(r"^from x = (-\d): +(\d+) steps under cross entropy, +(\d+) under squared", text, re.MULTILINE)
+    assert [row[0] for row in steps] == ["-2", "-4", "-6", "-8"]
+    cross, squared = ([int(row[column]) for row in steps] for column in (1, 2))
+    assert all(abs(a - b) <= 1 for a, b in zip(cross, (3, 5, 7, 9), strict=True))
+    assert all(abs(a / b - 1) <= 0.02 for a, b in zip(squared, (8, 36, 214, 1507), strict=True))
+
+    network = {}
+    for start in ("fresh", "misled"):
+        for loss in ("cross entropy", "squared error"):
+            pattern = rf"{start}, {loss}: 90% right (?:after (\d+) steps|never in (800) steps) .*"
+            ((reached, never),) = re.findall(f"^{pattern}$", text, re.MULTILINE)
+            network[start, loss] = int(reached or never)
+    # Measured 17, 41, 17, and never within 800 steps.
+    assert network["fresh", "cross entropy"] < network["fresh", "squared error"] < 100
+    assert network["misled", "cross entropy"] < 40
+    assert network["misled", "squared error"] > 200
+
+    cost = r"a wolf taken for a {}, label {}: (\S+)"
+    assert floats(cost.format("dog", "wolf"), text) == floats(cost.format("truck", "wolf"), text)
+    dog, truck = (floats(cost.format(animal, "0.8 wolf, 0.2 dog"), text)[0] for animal in ("dog", "truck"))
+    assert dog < truck - 0.3
+    loss, entropy, slope = floats(r"guess = soft label: loss (\S+), entropy (\S+), largest slope (\S+)", text)
+    assert abs(loss - entropy) <= 1e-4
+    assert slope <= 1e-6
+
+    row = r"{} labels: hits (\S+), on average (\S+) tenths off, four or more (\S+)"
+    (hard_hits, hard_off, hard_far), (soft_hits, soft_off, soft_far) = (
+        floats(row.format(kind), text) for kind in ("hard", "soft")
+    )
+    # Measured 0.169, 2.21, 0.228 and 0.186, 2.01, 0.186.
+    assert soft_off < hard_off - 0.1
+    assert soft_far < hard_far - 0.02
+    assert min(hard_hits, soft_hits) > 0.12
+    assert floats(r"nearer with soft labels in (\d+) of 40 repeats", text)[0] >= 32
+
+
 CHECKS = {
     "language_model": check_language_model,
     "quickstart": check_quickstart,
     "sharding": check_sharding,
+    "why_cross_entropy": check_why_cross_entropy,
 }
 
 
@@ -130,8 +195,9 @@ def test_there_is_a_check_for_each_notebook():
 @each_notebook
 def test_script_runs_and_shows_what_it_promises(script):
     path = os.pathsep.join(filter(None, (str(Path(jxent.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    plot = ROOT / "notebooks" / "output" / f"{script.stem}.png"
-    plot.unlink(missing_ok=True)
+    output = ROOT / "notebooks" / "output"
+    for old in output.glob(f"{script.stem}*.png"):
+        old.unlink()
     done = subprocess.run(
         [sys.executable, str(script.relative_to(ROOT))],
         cwd=ROOT,
@@ -144,8 +210,10 @@ def test_script_runs_and_shows_what_it_promises(script):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\r" not in done.stdout + done.stderr  # no progress bar in a log
     CHECKS[script.stem](done.stdout)
-    assert f"plot saved to {plot.relative_to(ROOT)}\n" in done.stdout
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    plots = [ROOT / path for path in re.findall(r"^plot saved to (.*)$", done.stdout, re.MULTILINE)]
+    assert output / f"{script.stem}.png" in plots
+    assert sorted(plots) == sorted(output.glob(f"{script.stem}*.png"))
+    assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
 
 
 def cells(notebook):
