@@ -180,8 +180,46 @@ def check_why_cross_entropy(text):
     assert floats(r"nearer with soft labels in (\d+) of 40 repeats", text)[0] >= 32
 
 
+def check_multilabel(text):
+    assert floats(r"1500 training pictures, (\S+)% of the labels missing", text) == [60.8]
+    yes, no, weights = (
+        [
+            float(number)
+            for number in re.findall(r"\d: +(\S+)", re.search(rf"^{name} *(.*)$", text, re.MULTILINE).group(1))
+        ]
+        for name in ("known yes:", "known no:", "pos_weight:")
+    )
+    assert len(yes) == len(no) == len(weights) == 10
+    assert all(abs(w - n / y) <= 0.051 for w, n, y in zip(weights, no, yes, strict=True))
+    assert all((yes[digit] < 60) == (digit in {2, 5, 8}) for digit in range(10))
+
+    ours, by_hand, with_nan = floats(r"loss (\S+), by hand (\S+), with NaN at the missing labels (\S+)", text)
+    assert abs(ours - by_hand) <= 2e-6
+    assert ours == with_nan
+    assert "largest gradient at missing labels: 0.0\n" in text
+
+    row = r"{}: +average precision: rare (\S+), others (\S+) +recall: rare (\S+), others (\S+) +mean probability (\S+)"
+    unmasked, masked, positive, classes = (
+        floats(row.format(way), text) for way in ("missing = no", "masked", "pos_weight", "class_weight")
+    )
+    # Measured: rare, others   (0.476, 0.882), (0.619, 0.955), (0.830, 0.926), (0.864, 0.865) of average precision
+    # and (0.000, 0.191), (0.130, 0.954), (0.594, 0.928), (0.638, 0.880) of recall.
+    assert unmasked[0] < masked[0] - 0.05 < positive[0] - 0.15
+    assert unmasked[1] < masked[1] - 0.03
+    assert unmasked[3] < 0.5
+    assert masked[3] > 0.85
+    assert unmasked[2] < 0.1
+    assert masked[2] < positive[2] - 0.25
+    assert unmasked[4] < 0.2
+    assert 0.28 < masked[4] < 0.4
+    assert classes[1] < positive[1] - 0.015  # what the class weights take from the others
+    assert classes[0] - classes[1] > positive[0] - positive[1] + 0.03  # and shift to the rare ones
+    assert classes[0] > masked[0] + 0.1
+
+
 CHECKS = {
     "language_model": check_language_model,
+    "multilabel": check_multilabel,
     "quickstart": check_quickstart,
     "sharding": check_sharding,
     "why_cross_entropy": check_why_cross_entropy,
