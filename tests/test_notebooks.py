@@ -217,10 +217,51 @@ def check_multilabel(text):
     assert classes[0] > masked[0] + 0.1
 
 
+def check_research_vmap(text):
+    assert text.startswith("400 training images, 40 with a wrong label; 1397 test images\n")
+    assert "losses of 400 rows at 30 settings: (5, 3, 2, 400)\n" in text
+    assert floats(r"largest relative difference from softmax_cross_entropy at γ = 0: (\S+)", text)[0] <= 5e-6
+    assert "90 models trained; test logits (5, 3, 2, 3, 1397, 10)\n" in text
+    assert floats(r"wrong training labels known by heart, at ε = γ = z = 0: (\d+)%", text)[0] > 70
+
+    number = r"(\d+\.\d+)"
+    cell = rf"z {number}: accuracy {number}, ECE {number}, \|log Z\| +{number}"
+    rows = re.findall(rf"^ε {number}, γ (\d)   {cell}   {cell}$", text, re.MULTILINE)
+    grid = {}
+    for smoothing, gamma, *cells in rows:
+        for z, *values in (cells[:4], cells[4:]):
+            grid[float(smoothing), int(gamma), float(z)] = [float(value) for value in values]
+    assert len(grid) == 30
+    assert all(0.75 < accuracy < 0.95 for accuracy, _, _ in grid.values())
+    # ECE without γ and z, measured 0.09, 0.03, 0.08, 0.17, 0.25 as ε grows; with γ = 1 and ε = 0, 0.05.
+    error = {key: value[1] for key, value in grid.items()}
+    assert error[0.0, 0, 0.0] > error[0.05, 0, 0.0] + 0.02
+    assert 0.05 < error[0.1, 0, 0.0] + 0.03 < error[0.2, 0, 0.0] < error[0.3, 0, 0.0] - 0.03
+    assert error[0.0, 2, 0.0] < error[0.0, 0, 0.0] - 0.02
+    log_z = {key: value[2] for key, value in grid.items()}
+    assert all(log_z[s, g, 0.01] < 0.4 * log_z[s, g, 0.0] for s, g, z in grid if z == 0)
+
+    assert floats(r"mean of the 400 gradients and gradient of the mean: (\S+) apart", text)[0] <= 1e-6
+    right, wrong = floats(r"median norm: right labels (\S+), wrong labels (\S+)", text)
+    assert wrong > 4 * right
+    assert floats(r"of the 40 rows with the largest gradients, (\d+) have a wrong label", text)[0] >= 25
+
+    assert floats(r"Hv against finite differences:  (\S+) of its norm, at best", text)[0] <= 1e-8
+    assert floats(r"Gv against the written-out one: (\S+) of its norm", text)[0] <= 1e-12
+    assert floats(r"H against its transpose: +(\S+)", text)[0] <= 1e-12
+    assert floats(r"H against G, last layer: +(\S+)", text)[0] <= 1e-12
+    assert floats(r"H against G, all parameters: +(\S+) of its norm", text)[0] > 0.01
+    negative, none = floats(r"negative eigenvalues: H (\d+), G (\d+)", text)
+    assert negative > 50
+    assert none == 0
+    assert floats(r"rank of G: (\d+) of 1210", text)[0] <= 900  # 100 rows of 10 logits, whose shift is not seen
+
+
 CHECKS = {
     "language_model": check_language_model,
     "multilabel": check_multilabel,
     "quickstart": check_quickstart,
+    "research_vmap": check_research_vmap,
     "sharding": check_sharding,
     "why_cross_entropy": check_why_cross_entropy,
 }
