@@ -59,7 +59,8 @@ import matplotlib.pyplot as plt
 #
 # - In the training pictures, the digits 2, 5 and 8 are rare. In the test pictures all are equally frequent, since there
 #   we want to know how well each is recognised.
-# - Of the training labels, three out of five are removed, at random. The test labels are complete.
+# - Of the training labels, three out of five are removed, at random: they become a "no", whatever they were, and only
+#   the mask `known` tells them from an answer. The test labels are complete.
 
 # %%
 LABELS = 10
@@ -83,8 +84,9 @@ def compose(pool, count, frequency):
 train_pictures, train_labels = compose(order[:900], 1500, np.where(np.isin(np.arange(LABELS), RARE), 0.08, 1))
 test_pictures, test_labels = compose(order[900:], 1500, np.ones(LABELS))
 known = rng.random(train_labels.shape) < 0.4
+train_labels &= known
 
-yes = np.sum(train_labels & known, axis=0)
+yes = np.sum(train_labels, axis=0)
 no = np.sum(~train_labels & known, axis=0)
 print(f"{len(train_pictures)} training pictures, {np.mean(~known):.1%} of the labels missing")
 print("known yes:", "  ".join(f"{digit}: {count}" for digit, count in enumerate(yes)))
@@ -174,11 +176,11 @@ print(f"largest gradient at missing labels: {jnp.abs(jnp.where(known[some], 0, g
 # %%
 EPOCHS, BATCH, STARTS = 12, 60, 3
 all_known = np.ones_like(known)
-WAYS = {  # labels, mask, pos_weight, class_weight
-    "missing = no": (train_labels & known, all_known, None, None),
-    "masked": (train_labels, known, None, None),
-    "pos_weight": (train_labels, known, pos_weight, None),
-    "class_weight": (train_labels, known, pos_weight, class_weight),
+WAYS = {  # mask, pos_weight, class_weight
+    "missing = no": (all_known, None, None),
+    "masked": (known, None, None),
+    "pos_weight": (known, pos_weight, None),
+    "class_weight": (known, pos_weight, class_weight),
 }
 
 
@@ -197,13 +199,13 @@ def predict(model, pictures):
     return model(pictures)
 
 
-def train(start, labels, known, pos_weight, class_weight, bar):
+def train(start, known, pos_weight, class_weight, bar):
     model = Detector(nnx.Rngs(start))
     optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
     rng = np.random.default_rng(start)
     for _ in range(EPOCHS):
         for rows in rng.permutation(len(train_pictures)).reshape(-1, BATCH):
-            batch = train_pictures[rows], labels[rows], known[rows]
+            batch = train_pictures[rows], train_labels[rows], known[rows]
             train_step(model, optimizer, *batch, pos_weight, class_weight)
             bar.update()
     return np.asarray(predict(model, test_pictures))
@@ -257,7 +259,7 @@ figure = plt.figure(figsize=(12.5, 5), layout="constrained")
 gallery, charts = figure.subfigures(1, 2, width_ratios=(1, 2.1))
 
 gallery.suptitle("training pictures and their labels", fontsize=11)
-shown = np.argsort(-np.sum(train_labels[:, RARE] & known[:, RARE], axis=1), kind="stable")[:EXAMPLES]
+shown = np.argsort(-np.sum(train_labels[:, RARE], axis=1), kind="stable")[:EXAMPLES]
 for cells, index in zip(gallery.subplots(EXAMPLES, 2, width_ratios=(1, 3.2)), shown, strict=True):
     cells[0].imshow(train_pictures[index], cmap="gray_r")
     for digit in range(LABELS):
