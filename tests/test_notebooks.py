@@ -7,6 +7,7 @@ run to run or machine to machine (times, versions, paths, random ids):
 """
 
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -116,10 +117,191 @@ def check_language_model(text):
     assert all(4 * ours < theirs for ours, theirs in zip(fused[1:], usual[1:], strict=True))  # a tenth or so
 
 
+def floats(pattern, text):
+    """The groups of the one line that matches, as numbers."""
+    (line,) = re.findall(f"^{pattern}$", text, re.MULTILINE)
+    return [float(value) for value in ((line,) if isinstance(line, str) else line)]
+
+
+def check_why_cross_entropy(text):
+    (by_terms,) = floats(r"sum of the last column: (\S+)", text)
+    (ours,) = floats(r"softmax_cross_entropy:  (\S+)", text)
+    assert abs(by_terms - 2.14293) <= 1e-5  # log(e + e³ + 1/e) − 1
+    assert abs(ours - by_terms) <= 1e-5
+    binary = re.findall(r"^ +(-?\d) +\S+ +([01]) +(\S+) +(\S+) +(\S+) +(\S+)$", text, re.MULTILINE)
+    assert [row[:2] for row in binary] == [(x, y) for x in ("-4", "0", "2") for y in ("1", "0")]
+    for x, y, *columns in binary:
+        yes, no, loss, two_classes = map(float, columns)
+        assert (yes if y == "0" else no) == 0
+        expected = math.log1p(math.exp(-float(x) if y == "1" else float(x)))
+        assert max(abs(value - expected) for value in (yes + no, loss, two_classes)) <= 1e-4
+    assert "x = 40, y = 0: by the formula inf, from the logit 40.0\n" in text
+
+    for x in (-8, -4, 0, 4):
+        cross, squared = floats(rf"x = +{x}  .* cross entropy +(\S+), squared error +(\S+), ratio .*", text)
+        p = 1 / (1 + math.exp(-x))
+        assert abs(cross - (p - 1)) <= 2e-5
+        assert abs(squared + 2 * (1 - p) ** 2 * p) <= 2e-5
+    assert floats(r"largest difference from the two formulas: (\S+)", text)[0] <= 1e-6
+
+    steps = re.findall(r"^from x = (-\d): +(\d+) steps under cross entropy, +(\d+) under squared", text, re.MULTILINE)
+    assert [row[0] for row in steps] == ["-2", "-4", "-6", "-8"]
+    cross, squared = ([int(row[column]) for row in steps] for column in (1, 2))
+    assert all(abs(a - b) <= 1 for a, b in zip(cross, (3, 5, 7, 9), strict=True))
+    assert all(abs(a / b - 1) <= 0.02 for a, b in zip(squared, (8, 36, 214, 1507), strict=True))
+
+    network = {}
+    for start in ("fresh", "misled"):
+        for loss in ("cross entropy", "squared error"):
+            pattern = rf"{start}, {loss}: 90% right (?:after (\d+) steps|never in (800) steps) .*"
+            ((reached, never),) = re.findall(f"^{pattern}$", text, re.MULTILINE)
+            network[start, loss] = int(reached or never)
+    # Measured 17, 41, 17, and never within 800 steps.
+    assert network["fresh", "cross entropy"] < network["fresh", "squared error"] < 100
+    assert network["misled", "cross entropy"] < 40
+    assert network["misled", "squared error"] > 200
+
+    cost = r"a wolf taken for a {}, label {}: (\S+)"
+    assert floats(cost.format("dog", "wolf"), text) == floats(cost.format("truck", "wolf"), text)
+    dog, truck = (floats(cost.format(animal, "0.8 wolf, 0.2 dog"), text)[0] for animal in ("dog", "truck"))
+    assert dog < truck - 0.3
+    loss, entropy, slope = floats(r"guess = soft label: loss (\S+), entropy (\S+), largest slope (\S+)", text)
+    assert abs(loss - entropy) <= 1e-4
+    assert slope <= 1e-6
+
+    row = r"{} labels: hits (\S+), on average (\S+) tenths off, four or more (\S+)"
+    (hard_hits, hard_off, hard_far), (soft_hits, soft_off, soft_far) = (
+        floats(row.format(kind), text) for kind in ("hard", "soft")
+    )
+    # Measured 0.169, 2.21, 0.228 and 0.186, 2.01, 0.186.
+    assert soft_off < hard_off - 0.1
+    assert soft_far < hard_far - 0.02
+    assert min(hard_hits, soft_hits) > 0.12
+    assert floats(r"nearer with soft labels in (\d+) of 40 repeats", text)[0] >= 32
+
+
+def check_multilabel(text):
+    assert floats(r"1500 training pictures, (\S+)% of the labels missing", text) == [60.8]
+    yes, no, weights = (
+        [
+            float(number)
+            for number in re.findall(r"\d: +(\S+)", re.search(rf"^{name} *(.*)$", text, re.MULTILINE).group(1))
+        ]
+        for name in ("known yes:", "known no:", "pos_weight:")
+    )
+    assert len(yes) == len(no) == len(weights) == 10
+    assert all(abs(w - n / y) <= 0.051 for w, n, y in zip(weights, no, yes, strict=True))
+    assert all((yes[digit] < 60) == (digit in {2, 5, 8}) for digit in range(10))
+
+    ours, by_hand, with_nan = floats(r"loss (\S+), by hand (\S+), with NaN at the missing labels (\S+)", text)
+    assert abs(ours - by_hand) <= 2e-6
+    assert ours == with_nan
+    assert "largest gradient at missing labels: 0.0\n" in text
+
+    row = r"{}: +average precision: rare (\S+), others (\S+) +recall: rare (\S+), others (\S+) +mean probability (\S+)"
+    unmasked, masked, positive, classes = (
+        floats(row.format(way), text) for way in ("missing = no", "masked", "pos_weight", "class_weight")
+    )
+    # Measured: rare, others   (0.476, 0.882), (0.619, 0.955), (0.830, 0.926), (0.864, 0.865) of average precision
+    # and (0.000, 0.191), (0.130, 0.954), (0.594, 0.928), (0.638, 0.880) of recall.
+    assert unmasked[0] < masked[0] - 0.05 < positive[0] - 0.15
+    assert unmasked[1] < masked[1] - 0.03
+    assert unmasked[3] < 0.5
+    assert masked[3] > 0.85
+    assert unmasked[2] < 0.1
+    assert masked[2] < positive[2] - 0.25
+    assert unmasked[4] < 0.2
+    assert 0.28 < masked[4] < 0.4
+    assert classes[1] < positive[1] - 0.015  # what the class weights take from the others
+    assert classes[0] - classes[1] > positive[0] - positive[1] + 0.03  # and shift to the rare ones
+    assert classes[0] > masked[0] + 0.1
+
+
+def check_segmentation(text):
+    assert text.startswith("training images (4, 213, 40, 3), labels (4, 213, 40)\n")
+    assert floats(r"ignored: (\S+)% of the training pixels", text) == [11.8]
+    shares, weights = (
+        dict(re.findall(r"(\w+) (\d+\.\d+)", re.search(rf"^{name}: (.*)$", text, re.MULTILINE).group(1)))
+        for name in ("share of the others", "weights")
+    )
+    assert list(shares) == list(weights) == ["sky", "shore", "water", "trees", "roof", "walls"]
+    assert all(abs(float(shares[name]) / 100 * float(weights[name]) * 6 - 1) < 0.03 for name in shares)
+
+    ours, by_hand = floats(r"logits \(4, 6, 213, 40\), loss (\S+), by hand (\S+)", text)
+    (last,) = floats(r"classes last, axis=-1: (\S+)", text)
+    (with_nan,) = floats(r"NaN in their logits: loss (\S+)", text)
+    assert max(abs(value - by_hand) for value in (ours, last, with_nan)) <= 1e-5
+    assert "largest gradient at ignored pixels: 0.0\n" in text
+
+    def losses(name):
+        found = re.findall(rf"^{name}: step +(\d+)/150  loss (\d\.\d+)$", text, re.MULTILINE)
+        return {int(step): float(loss) for step, loss in found}
+
+    for name in ("without weights", "with weights"):
+        assert list(losses(name)) == [1, 60, 150]
+        assert losses(name)[150] < 0.1 * losses(name)[1]
+    assert abs(losses("without weights")[1] - losses("with weights")[1]) > 1e-3
+
+    def score(step, name, measure):
+        (line,) = re.findall(rf"^step +{step}, {name}: +{measure} +(.*)$", text, re.MULTILINE)
+        return {label: float(value) for label, value in re.findall(r"(\w+) (\d\.\d+)", line)}
+
+    # Measured recall of the shore 0.024 and 0.890, then 0.810 and 0.903; mean IoU 0.598 and 0.677, 0.748 and 0.756.
+    assert score(60, "without weights", "recall")["shore"] < score(60, "with weights", "recall")["shore"] - 0.3
+    assert score(60, "with weights", "recall")["shore"] > 0.7
+    assert score(60, "without weights", "recall")["mean"] < score(60, "with weights", "recall")["mean"] - 0.04
+    assert all(score(150, name, "iou")["mean"] > 0.65 for name in ("without weights", "with weights"))
+    assert all(score(150, name, "recall")["sky"] > 0.9 for name in ("without weights", "with weights"))
+
+
+def check_research_vmap(text):
+    assert text.startswith("400 training images, 40 with a wrong label; 1397 test images\n")
+    assert "losses of 400 rows at 30 settings: (5, 3, 2, 400)\n" in text
+    assert floats(r"largest relative difference from softmax_cross_entropy at γ = 0: (\S+)", text)[0] <= 5e-6
+    assert "90 models trained; test logits (5, 3, 2, 3, 1397, 10)\n" in text
+    assert floats(r"wrong training labels known by heart, at ε = γ = z = 0: (\d+)%", text)[0] > 70
+
+    number = r"(\d+\.\d+)"
+    cell = rf"z {number}: accuracy {number}, ECE {number}, \|log Z\| +{number}"
+    rows = re.findall(rf"^ε {number}, γ (\d)   {cell}   {cell}$", text, re.MULTILINE)
+    grid = {}
+    for smoothing, gamma, *cells in rows:
+        for z, *values in (cells[:4], cells[4:]):
+            grid[float(smoothing), int(gamma), float(z)] = [float(value) for value in values]
+    assert len(grid) == 30
+    assert all(0.75 < accuracy < 0.95 for accuracy, _, _ in grid.values())
+    # ECE without γ and z, measured 0.09, 0.03, 0.08, 0.17, 0.25 as ε grows; with γ = 1 and ε = 0, 0.05.
+    error = {key: value[1] for key, value in grid.items()}
+    assert error[0.0, 0, 0.0] > error[0.05, 0, 0.0] + 0.02
+    assert 0.05 < error[0.1, 0, 0.0] + 0.03 < error[0.2, 0, 0.0] < error[0.3, 0, 0.0] - 0.03
+    assert error[0.0, 2, 0.0] < error[0.0, 0, 0.0] - 0.02
+    log_z = {key: value[2] for key, value in grid.items()}
+    assert all(log_z[s, g, 0.01] < 0.4 * log_z[s, g, 0.0] for s, g, z in grid if z == 0)
+
+    assert floats(r"mean of the 400 gradients and gradient of the mean: (\S+) apart", text)[0] <= 1e-6
+    right, wrong = floats(r"median norm: right labels (\S+), wrong labels (\S+)", text)
+    assert wrong > 4 * right
+    assert floats(r"of the 40 rows with the largest gradients, (\d+) have a wrong label", text)[0] >= 25
+
+    assert floats(r"Hv against finite differences:  (\S+) of its norm, at best", text)[0] <= 1e-8
+    assert floats(r"Gv against the written-out one: (\S+) of its norm", text)[0] <= 1e-12
+    assert floats(r"H against its transpose: +(\S+)", text)[0] <= 1e-12
+    assert floats(r"H against G, last layer: +(\S+)", text)[0] <= 1e-12
+    assert floats(r"H against G, all parameters: +(\S+) of its norm", text)[0] > 0.01
+    negative, none = floats(r"negative eigenvalues: H (\d+), G (\d+)", text)
+    assert negative > 50
+    assert none == 0
+    assert floats(r"rank of G: (\d+) of 1210", text)[0] <= 900  # 100 rows of 10 logits, whose shift is not seen
+
+
 CHECKS = {
     "language_model": check_language_model,
+    "multilabel": check_multilabel,
     "quickstart": check_quickstart,
+    "research_vmap": check_research_vmap,
+    "segmentation": check_segmentation,
     "sharding": check_sharding,
+    "why_cross_entropy": check_why_cross_entropy,
 }
 
 
@@ -130,8 +312,9 @@ def test_there_is_a_check_for_each_notebook():
 @each_notebook
 def test_script_runs_and_shows_what_it_promises(script):
     path = os.pathsep.join(filter(None, (str(Path(jxent.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
-    plot = ROOT / "notebooks" / "output" / f"{script.stem}.png"
-    plot.unlink(missing_ok=True)
+    output = ROOT / "notebooks" / "output"
+    for old in output.glob(f"{script.stem}*.png"):
+        old.unlink()
     done = subprocess.run(
         [sys.executable, str(script.relative_to(ROOT))],
         cwd=ROOT,
@@ -144,8 +327,10 @@ def test_script_runs_and_shows_what_it_promises(script):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\r" not in done.stdout + done.stderr  # no progress bar in a log
     CHECKS[script.stem](done.stdout)
-    assert f"plot saved to {plot.relative_to(ROOT)}\n" in done.stdout
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    plots = [ROOT / path for path in re.findall(r"^plot saved to (.*)$", done.stdout, re.MULTILINE)]
+    assert output / f"{script.stem}.png" in plots
+    assert sorted(plots) == sorted(output.glob(f"{script.stem}*.png"))
+    assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
 
 
 def cells(notebook):
