@@ -37,6 +37,7 @@ sys.exit(failed > 0 or results[-1].attempted == 0 or attempted < 50)
 
 
 def main(dist: Path, python: str, readme: Path) -> None:
+    """Raises where something is amiss."""
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
     assert "jxent/py.typed" in names, names
