@@ -21,7 +21,6 @@ PLAIN_IDS = {"softmax_cross_entropy-ids", "softmax_focal_loss-ids", "poly1_cross
 ARRAYS_ON_GPU = {
     ("sigmoid_focal_loss-soft", "bfloat16"): 3,
     ("sigmoid_focal_loss-soft", "float32"): 1,
-    ("cross_entropy_from_probs-soft", "bfloat16"): 1,
 }
 # One dtype will do for the second TPU, whose compiler is that of the first, and for calls of the functions above them.
 # `python -m benchmarks.compilers` compiles all.

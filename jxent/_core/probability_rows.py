@@ -38,7 +38,8 @@ class ProbabilityRows(NamedTuple):
     live_classes: Array | None
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(4, 5, 6))
+# With a barrier before what is remade: without, XLA:GPU keeps one [N, V] array of it for both passes.
+@partial(jax.checkpoint, static_argnums=(4, 5, 6))
 @partial(jax.jit, static_argnums=(4, 5, 6))
 def _probability_rows(
     scores: Array,
