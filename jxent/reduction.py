@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -62,6 +62,15 @@ class Mean(NamedTuple):
 
     __radd__ = __add__
 
+    def __mul__(self, other: Any) -> NoReturn:
+        """Refused: a tuple would be repeated."""
+        raise TypeError(
+            f"Mean: cannot be multiplied by {type(other).__name__}; scale .value(), or the total alone: "
+            "mean._replace(total=factor * mean.total)"
+        )
+
+    __rmul__ = __mul__
+
     def value(self, empty: Scalar = 0.0) -> Array:
         """The quotient `total / weight`.
 
@@ -71,10 +80,14 @@ class Mean(NamedTuple):
         Returns:
             An array of the fields' shape and dtype.
 
+        Raises:
+            TypeError: `empty` is no number.
+            ValueError: `empty` is no scalar.
+
         Gradients:
             In both directions and any order, by `total` and `weight`; 0 where the weight is exactly 0.
         """
-        return _quotient(jnp.asarray(self.total), jnp.asarray(self.weight), empty)
+        return _quotient("Mean.value", jnp.asarray(self.total), jnp.asarray(self.weight), empty)
 
     def psum(self, axis_name: Hashable) -> Mean:
         """Adds both fields over a mapped axis, as `jax.lax.psum` does; `.value()` is then the mean of the whole axis.
@@ -86,8 +99,17 @@ class Mean(NamedTuple):
 
         Returns:
             The `Mean` of the whole axis, equal on all of its devices.
+
+        Raises:
+            ValueError: there is no such axis around the call.
         """
-        return Mean(lax.psum(self.total, axis_name), lax.psum(self.weight, axis_name))
+        try:
+            return Mean(lax.psum(self.total, axis_name), lax.psum(self.weight, axis_name))
+        except NameError as error:
+            raise ValueError(
+                f"Mean.psum: there is no mapped axis {axis_name!r} here; it names an axis of a jax.shard_map or a jax.vmap "
+                "around the call, and is not needed under jit alone"
+            ) from error
 
 
 def weighted_mean(
@@ -115,8 +137,8 @@ def weighted_mean(
         `values` without the reduced axes.
 
     Raises:
-        TypeError: `where` is not bool, `sample_weight` or `values` are not numbers, or `axis` is not static integers.
-        ValueError: a shape does not fit, or `axis` is out of range or repeated.
+        TypeError: `where` is not bool, `sample_weight`, `values` or `empty` are not numbers, or `axis` is not static integers.
+        ValueError: a shape does not fit, `empty` is no scalar, or `axis` is out of range or repeated.
 
     Gradients:
         By `values` and `sample_weight`, in both directions and any order. Exactly 0 at masked values, and everywhere
@@ -141,7 +163,7 @@ def weighted_mean(
     sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, values.shape, values.dtype)
     axes = arguments.as_axes(fn, "values", values, axis)
     total = jnp.sum(weighted(values, sample_weight, where), axes)
-    return _quotient(total, _total_weight(jnp.ones_like(values), None, sample_weight, where, axes), empty)
+    return _quotient(fn, total, _total_weight(jnp.ones_like(values), None, sample_weight, where, axes), empty)
 
 
 def reduce_rows(
@@ -191,7 +213,9 @@ def weighted(values: Array, sample_weight: Array | None, where: Array | None) ->
     return sample_weight * values
 
 
-def _quotient(total: Array, weight: Array, empty: Any) -> Array:
+def _quotient(fn: str, total: Array, weight: Array, empty: Any) -> Array:
     is_empty = weight == 0
     quotient = jnp.where(is_empty, 0, total) / jnp.where(is_empty, 1, weight)
+    if not arguments.is_number(empty):
+        empty = arguments.as_scalar(fn, "empty", empty, quotient.dtype)
     return jnp.where(is_empty, jnp.asarray(empty, quotient.dtype), quotient)

@@ -288,9 +288,8 @@ def binary_cross_entropy_with_logits(
     """
     fn = "torch_compat.binary_cross_entropy_with_logits"
     reduction = _reduction(fn, reduction, size_average, reduce)
-    logits, labels = arguments.as_scores(fn, "input", input), arguments.as_array(fn, "target", target)
-    if labels.shape != logits.shape:
-        raise ValueError(f"{fn}: target has shape {labels.shape}; expected {logits.shape}, the shape of input")
+    logits = arguments.as_scores(fn, "input", input)
+    labels = arguments.as_binary_labels(fn, "input", logits, target, "target")
     weight = _broadcast(fn, "weight", weight, logits.shape)
     pos_weight = None if pos_weight is None else arguments.as_array(fn, "pos_weight", pos_weight)
     if pos_weight is None or pos_weight.shape in ((), logits.shape[-1:]):
@@ -321,7 +320,7 @@ def _multiclass(
     target = arguments.as_labels(fn, "target", target, ignored)
     if not scores.ndim:
         raise ValueError(f"{fn}: input has shape (); expected (C,) or (N, C, ...)")
-    axis = min(scores.ndim - 1, 1)
+    axis = arguments.as_class_axis(fn, "input", scores, min(scores.ndim - 1, 1))
     is_soft = jnp.issubdtype(target.dtype, jnp.floating)
     if not is_soft:
         target = target.reshape(()) if scores.ndim == target.ndim == target.size == 1 else target
@@ -366,6 +365,7 @@ def _call(fn: str, loss: Callable[..., Any], *args: Any, **options: Any) -> Any:
             raise
         words = {loss.__name__: fn, **_WORDS}
         message = re.sub(rf"\b({'|'.join(words)})\b", lambda word: words[word[0]], str(error))
+        message = re.sub(r"did you mean axis=(\d+)", r"did you mean jnp.moveaxis(input, \1, 1)", message)
         raise type(error)(message) from None
 
 
@@ -387,7 +387,7 @@ def _broadcast(fn: str, name: str, value: Any, shape: tuple[int, ...]) -> Any:
     """A weight in the shape of the elements; None stays None."""
     if value is None:
         return None
-    array = arguments.as_array(fn, name, value)
+    array = arguments.as_real(fn, name, value)
     trailing = shape[len(shape) - array.ndim :]
     if array.ndim > len(shape) or any(have not in (1, want) for have, want in zip(array.shape, trailing, strict=True)):
         raise ValueError(f"{fn}: {name} has shape {array.shape}; expected one that broadcasts to {shape}")

@@ -174,7 +174,7 @@ SABOTAGES = {
     ),
     "predicted ids of one device": Sabotage(ROWS, "first + predicted", "predicted", VOCAB_AXIS, "every_sort and ids-f"),
     "check_vma not asked": Sabotage(
-        "_core/arguments.py", "if missing or not names:", "if not names:", VOCAB_AXIS, "refused and check_vma"
+        "_core/arguments.py", "if missing:", "if False:", VOCAB_AXIS, "refused and check_vma"
     ),
     "axes of labels and logits not aligned": Sabotage(
         ROWS,

@@ -4,6 +4,7 @@ TypeError for a dtype or a kind of value, ValueError for a shape or an option. E
 first and returns the argument as the rest of the library wants it.
 """
 
+import math
 import numbers
 import operator
 from collections.abc import Callable
@@ -20,6 +21,12 @@ from jxent._core.dtypes import compute_dtype
 from jxent._core.shards import VocabAxis, varying_axes
 
 REDUCTIONS = ("none", "sum", "mean", "partial")
+_LABELS_BESIDE = {"logits": "labels", "probs": "labels", "log_probs": "labels", "input": "target"}
+_WITH_DEFAULT = ("label_smoothing", "z_loss", "gamma", "epsilon", "beta", "tau", "empty")
+_PRECISIONS = (
+    "None, 'default', 'high', 'highest', a jax.lax.Precision, a pair of these, or an algorithm of jax.lax.DotAlgorithm "
+    "or jax.lax.DotAlgorithmPreset"
+)
 
 
 def as_array(fn: str, name: str, value: Any) -> Array:
@@ -27,17 +34,25 @@ def as_array(fn: str, name: str, value: Any) -> Array:
     return _as_array(fn, name, value, _clipped)
 
 
-def _as_array(fn: str, name: str, value: Any, narrowed: Callable[[np.ndarray], np.ndarray]) -> Array:
+def _as_array(
+    fn: str, name: str, value: Any, narrowed: Callable[[np.ndarray], np.ndarray], wanted: str = "an array of numbers"
+) -> Array:
     """`narrowed` is for what jax would truncate: 64-bit integers, without x64."""
+    if _holds_text(value):
+        raise TypeError(f"{fn}: {name} must be {wanted}; got {_content(value)}{_content_hint(name, value)}")
     is_integer = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu"
     if is_integer and jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
         value = narrowed(np.asarray(value))
     try:
         array = jnp.asarray(value)
     except OverflowError:  # from Python integers, where NumPy has a dtype that is wide enough
-        return _as_array(fn, name, np.asarray(value), narrowed)
+        wide = np.asarray(value)
+        if wide.dtype == object:
+            raise TypeError(f"{fn}: {name} must be {wanted}; got {type(value).__name__} beyond 64 bits") from None
+        return _as_array(fn, name, wide, narrowed, wanted)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{fn}: {name} must be an array of numbers; got {type(value).__name__} ({error})") from error
+        message = f"{fn}: {name} must be {wanted}; got {_content(value)}{_content_hint(name, value)}"
+        raise TypeError(message) from error
     return lax.convert_element_type(array, array.dtype)
 
 
@@ -59,9 +74,14 @@ def as_scores(fn: str, name: str, value: Any) -> Array:
     """Logits, probabilities or log-probabilities: any floating dtype."""
     array = as_array(fn, name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"{fn}: {name} must have a floating dtype; got {array.dtype.name}; did you mean {name}.astype(jnp.float32)?"
+        hint = (
+            f"; did you mean {name}.astype(jnp.float32)"
+            if any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.bool_))
+            else ""
         )
+        if hint and name in _LABELS_BESIDE:  # Keras takes labels first
+            hint += f", or have {name} and {_LABELS_BESIDE[name]} changed places"
+        raise TypeError(f"{fn}: {name} must have a floating dtype; got {array.dtype.name}{hint and hint + '?'}")
     return array
 
 
@@ -102,17 +122,19 @@ def as_vocab_axis(fn: str, name: str, scores: Array, value: Any) -> VocabAxis:
     """The names of the `shard_map` axes that split the classes of `scores`, as a tuple; or None."""
     if value is None:
         return None
+    if isinstance(value, list | set) or value == ():
+        raise ValueError(f"{fn}: vocab_axis_name must be a name, a tuple of names or None; got {_kind(value)}")
     names = value if isinstance(value, tuple) else (value,)
     for axis_name in names:
         try:
             lax.axis_size(axis_name)
-        except (NameError, TypeError) as error:
+        except (NameError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{fn}: vocab_axis_name={value!r}, but there is no mapped axis {axis_name!r} here; it names an axis of a "
                 "jax.shard_map around the call, and is not needed under jit alone"
             ) from error
     missing = [axis_name for axis_name in names if axis_name not in varying_axes(scores)]
-    if missing or not names:
+    if missing:
         raise ValueError(
             f"{fn}: vocab_axis_name={value!r} must name the axes that split the classes of {name}, but {name} does not "
             f"vary over {missing}: either its in_specs do not split it there, or shard_map was called with "
@@ -133,7 +155,7 @@ def check_same_over(fn: str, vocab_axis_name: VocabAxis, **arrays: Array | None)
 
 def as_integer(fn: str, name: str, value: Any) -> int:
     if isinstance(value, bool | np.bool_ | Tracer):
-        raise TypeError(f"{fn}: {name} must be a static integer; got {_kind(value)}")
+        raise TypeError(f"{fn}: {name} must be a static integer; got {_kind(value)}{_static_hint(name, value)}")
     try:
         return operator.index(value)
     except TypeError:
@@ -141,6 +163,11 @@ def as_integer(fn: str, name: str, value: Any) -> int:
 
 
 def as_ignore_index(fn: str, value: Any) -> int | None:
+    if isinstance(value, tuple | list | set):
+        raise TypeError(
+            f"{fn}: ignore_index must be a static integer; got {_kind(value)}; to ignore several ids, pass "
+            "where=~jnp.isin(labels, jnp.array([...]))"
+        )
     return None if value is None else as_integer(fn, "ignore_index", value)
 
 
@@ -161,27 +188,42 @@ def as_class_labels(
     elif not jnp.issubdtype(labels.dtype, jnp.floating):
         raise TypeError(
             f"{fn}: labels has dtype {labels.dtype.name}; expected an integer dtype (class ids) or a floating one "
-            f"(distributions); did you mean labels.astype(jnp.int32)?"
+            f"(distributions){_label_dtype_hint(labels, scores)}"
         )
     elif labels.shape == scores.shape:
         return labels
+    at_axis = "" if scores_name == "hidden @ kernel" else f" and axis={axis}"
     raise ValueError(
         f"{fn}: labels has shape {labels.shape} and dtype {labels.dtype.name}; expected {rows} of an integer dtype "
         f"(class ids) or {scores.shape} of a floating one (distributions), to go with {scores_name} of shape "
-        f"{scores.shape} and axis={axis}{_label_hint(labels, scores, axis)}"
+        f"{scores.shape}{at_axis}{_label_hint(labels, scores, axis, has_axis=bool(at_axis))}"
     )
 
 
-def _label_hint(labels: Array, scores: Array, axis: int) -> str:
+def _label_dtype_hint(labels: Array, scores: Array) -> str:
+    if labels.dtype != jnp.bool_:
+        return ""
+    return f"; did you mean labels.astype(jnp.{'float32' if labels.shape == scores.shape else 'int32'})?"
+
+
+def _label_hint(labels: Array, scores: Array, axis: int, has_axis: bool) -> str:
     rows = row_shape(scores, axis)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        if labels.shape == (*rows[:axis], 1, *rows[axis:]):
-            return f"; did you mean labels.squeeze({-1 if axis == scores.ndim - 1 else axis})?"
-        if labels.shape == scores.shape:
-            return "; for one-hot labels, did you mean labels.astype(jnp.float32)?"
-    elif labels.shape == rows:
-        return "; for class ids, did you mean labels.astype(jnp.int32)?"
-    return ""
+    to_ids = "" if jnp.issubdtype(labels.dtype, jnp.integer) else ".astype(jnp.int32)"
+    others = [a for a in range(scores.ndim) if labels.shape == row_shape(scores, a)]
+    hint = ""
+    if to_ids and labels.shape == rows:
+        hint = f"; for class ids, did you mean labels{to_ids}?"
+    elif labels.shape == (*rows[:axis], 1, *rows[axis:]):
+        hint = f"; did you mean labels.squeeze({-1 if axis == scores.ndim - 1 else axis}){to_ids}?"
+    elif to_ids:
+        pass
+    elif labels.shape == scores.shape:
+        hint = "; for one-hot labels, did you mean labels.astype(jnp.float32)?"
+    elif has_axis and others:
+        hint = f"; did you mean axis={others[0]}?"
+    elif labels.ndim and labels.ndim != len(rows) and labels.size == math.prod(rows):
+        hint = f"; did you mean labels.reshape({rows})?"
+    return hint
 
 
 def as_ids(fn: str, name: str, value: Any, ignored: int | None = None) -> Array:
@@ -196,7 +238,11 @@ def as_concrete_ids(fn: str, name: str, value: Any) -> np.ndarray:
     try:
         ids = np.asarray(value)
     except ValueError as error:
-        raise TypeError(f"{fn}: {name} must be an array of integers; got {type(value).__name__} ({error})") from error
+        raise TypeError(f"{fn}: {name} must be an array of integers; got {_content(value)}") from error
+    if ids.dtype.kind not in "biufc":
+        raise TypeError(
+            f"{fn}: {name} must have an integer dtype (class ids); got {_content(value)}{_content_hint(name, value)}"
+        )
     _check_ids_dtype(fn, name, ids.dtype)
     return ids
 
@@ -215,28 +261,30 @@ def as_num_classes(fn: str, value: Any) -> int:
 
 def as_counts(fn: str, name: str, value: Any) -> Array:
     """`[V]` numbers, in at least float32."""
-    counts = _as_real(fn, name, value)
+    counts = as_real(fn, name, value)
     if counts.ndim != 1:
         raise ValueError(f"{fn}: {name} has shape {counts.shape}; expected one axis, a count for each class")
     return counts.astype(compute_dtype(counts.dtype if jnp.issubdtype(counts.dtype, jnp.floating) else jnp.float32))
 
 
-def as_binary_labels(fn: str, scores_name: str, scores: Array, labels: Any) -> Array:
+def as_binary_labels(fn: str, scores_name: str, scores: Array, labels: Any, name: str = "labels") -> Array:
     """Bool, integer or floating labels, one for each element."""
-    labels = as_array(fn, "labels", labels)
+    labels = as_array(fn, name, labels)
     kinds = (jnp.bool_, jnp.integer, jnp.floating)
     if not any(jnp.issubdtype(labels.dtype, kind) for kind in kinds):
-        raise TypeError(f"{fn}: labels must have a bool, integer or floating dtype; got {labels.dtype.name}")
+        raise TypeError(f"{fn}: {name} must have a bool, integer or floating dtype; got {labels.dtype.name}")
     if labels.shape == scores.shape:
         return labels
     hint = ""
     if (*labels.shape, 1) == scores.shape:
-        hint = "; did you mean labels[..., None]?"
+        hint = f"; did you mean {name}[..., None]?"
     elif labels.shape == (*scores.shape, 1):
-        hint = "; did you mean labels.squeeze(-1)?"
+        hint = f"; did you mean {name}.squeeze(-1)?"
+    elif labels.shape == scores.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer):
+        hint = f"; for class ids, did you mean a multiclass loss, or jax.nn.one_hot({name}, {scores.shape[-1]})?"
     raise ValueError(
-        f"{fn}: labels has shape {labels.shape}; expected {scores.shape}, the shape of {scores_name}: every element is "
-        f"a decision of its own, and labels are never broadcast{hint}"
+        f"{fn}: {name} has shape {labels.shape}; expected {scores.shape}, the shape of {scores_name}: every element is "
+        f"a decision of its own, and nothing is broadcast{hint}"
     )
 
 
@@ -244,7 +292,7 @@ def as_per_class(fn: str, name: str, value: Any, num_classes: int, dtype: Any) -
     """`[num_classes]` numbers in the compute dtype."""
     if value is None:
         return None
-    array = _as_real(fn, name, value)
+    array = as_real(fn, name, value)
     if array.shape != (num_classes,):
         raise ValueError(f"{fn}: {name} has shape {array.shape}; expected ({num_classes},), one a class")
     return array.astype(dtype)
@@ -254,7 +302,7 @@ def as_per_column(fn: str, name: str, value: Any, scores: Array, dtype: Any, sca
     """`[K]` numbers for the K columns of a binary loss (or one scalar), at the rank of `scores` and its compute dtype."""
     if value is None:
         return None
-    array = _as_real(fn, name, value)
+    array = as_real(fn, name, value)
     wanted = [f"({scores.shape[-1]},), one a column of the last axis"] if scores.ndim else []
     wanted += ["()"] if scalar else []
     if not ((scalar and array.ndim == 0) or (scores.ndim and array.shape == scores.shape[-1:])):
@@ -268,16 +316,17 @@ def as_per_row(fn: str, name: str, value: Any, rows: tuple[int, ...], dtype: Any
     """Numbers of the row shape, in the compute dtype."""
     if value is None:
         return None
-    return _broadcast_to_rows(fn, name, _as_real(fn, name, value), rows).astype(dtype)
+    return _broadcast_to_rows(fn, name, as_real(fn, name, value), rows).astype(dtype)
 
 
 def as_row_mask(fn: str, value: Any, rows: tuple[int, ...]) -> Array | None:
     """A bool of the row shape."""
     if value is None:
         return None
-    mask = as_array(fn, "where", value)
+    mask = _as_array(fn, "where", value, _clipped, "an array of bools")
     if mask.dtype != jnp.bool_:
-        raise TypeError(f"{fn}: where must have dtype bool; got {mask.dtype.name}; did you mean where != 0?")
+        array = "where" if hasattr(value, "dtype") else "jnp.asarray(where)"
+        raise TypeError(f"{fn}: where must have dtype bool; got {mask.dtype.name}; did you mean {array} != 0?")
     return _broadcast_to_rows(fn, "where", mask, rows)
 
 
@@ -286,8 +335,19 @@ def _broadcast_to_rows(fn: str, name: str, array: Array, rows: tuple[int, ...]) 
     if not fits:
         raise ValueError(
             f"{fn}: {name} has shape {array.shape}; expected the row shape {rows}, or the same rank with axes of size 1"
+            f"{_row_hint(name, array, rows)}"
         )
     return jnp.broadcast_to(array, rows)
+
+
+def _row_hint(name: str, array: Array, rows: tuple[int, ...]) -> str:
+    if array.shape == (*rows, 1):
+        return f"; did you mean {name}.squeeze(-1)?"
+    if array.ndim and array.shape == rows[:-1]:
+        return f"; for one a row, did you mean {name}[..., None]?"
+    if array.ndim and array.shape == rows[1:]:
+        return f"; did you mean {name}[None]?"
+    return ""
 
 
 def as_hyper_parameter(
@@ -299,7 +359,7 @@ def as_hyper_parameter(
 
 
 def as_scalar(fn: str, name: str, value: Any, dtype: Any) -> Array:
-    scalar = _as_real(fn, name, value)
+    scalar = as_real(fn, name, value, "a number")
     if scalar.ndim:
         raise ValueError(f"{fn}: {name} must be a scalar; got shape {scalar.shape}; use jax.vmap to try several")
     return scalar.astype(dtype)
@@ -341,7 +401,7 @@ def check_precision(fn: str, value: Any) -> None:
     try:
         jax.eval_shape(lambda a: lax.dot_general(a, a, (((1,), (0,)), ((), ())), precision=value), operand)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{fn}: precision does not fit jax.lax.dot_general: {error}") from error
+        raise ValueError(f"{fn}: precision must be {_PRECISIONS}; got {_kind(value)}") from error
 
 
 def as_chunk_size(fn: str, value: Any) -> int | None:
@@ -354,7 +414,9 @@ def as_chunk_size(fn: str, value: Any) -> int | None:
 
 
 def check_range(fn: str, name: str, value: Any, low: float, high: float) -> None:
-    """Numbers must lie in [low, high]; arrays, which may be traced, are not looked into."""
+    """Numbers must lie in [low, high]; jax arrays, which may be traced, are not looked into."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
     if is_number(value) and not low <= float(value) <= high:
         wanted = "a number" if low == -np.inf else f"at least {low:g}" if high == np.inf else f"in [{low:g}, {high:g}]"
         raise ValueError(f"{fn}: {name} must be {wanted}; got {value}")
@@ -363,22 +425,24 @@ def check_range(fn: str, name: str, value: Any, low: float, high: float) -> None
 def check_reduction(fn: str, reduction: Any) -> None:
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         choices = ", ".join(repr(choice) for choice in REDUCTIONS)
-        raise ValueError(f"{fn}: reduction must be one of {choices}; got {reduction!r}")
+        raise ValueError(f"{fn}: reduction must be one of {choices}; got {_shortened(repr(reduction))}")
 
 
 def check_flag(fn: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{fn}: {name} must be True or False; got {_kind(value)}")
+        raise TypeError(f"{fn}: {name} must be True or False; got {_kind(value)}{_static_hint(name, value)}")
 
 
 def row_shape(scores: Array, axis: int) -> tuple[int, ...]:
     return scores.shape[:axis] + scores.shape[axis + 1 :]
 
 
-def _as_real(fn: str, name: str, value: Any) -> Array:
-    array = _as_array(fn, name, value, _as_floats)
+def as_real(fn: str, name: str, value: Any, wanted: str = "an array of numbers") -> Array:
+    """Floating or integer numbers of any shape."""
+    array = _as_array(fn, name, value, _as_floats, wanted)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
-        raise TypeError(f"{fn}: {name} must have a floating or integer dtype; got {array.dtype.name}")
+        hint = f"; to leave rows out, did you mean where={name}?" if name == "sample_weight" else ""
+        raise TypeError(f"{fn}: {name} must have a floating or integer dtype; got {array.dtype.name}{hint}")
     return array
 
 
@@ -386,7 +450,55 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
+def _holds_text(value: Any) -> bool:
+    """Whether text is in a list: jax asks NumPy for a dtype of that name then, which warns for some letters."""
+    return isinstance(value, str | list | tuple) and any(isinstance(leaf, str) for leaf in jax.tree.leaves(value))
+
+
+def _content(value: Any) -> str:
+    """What came instead of numbers, in a few words."""
+    kind = type(value).__name__
+    if isinstance(value, str):
+        return f"{kind} {_shortened(repr(value))}"
+    if _holds_text(value):
+        return f"{kind} of text"
+    if isinstance(value, list | tuple):
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            return f"{kind} whose parts differ in shape"
+    if not isinstance(value, np.ndarray):
+        return kind
+    if value.dtype.kind == "O" and all(isinstance(entry, int) for entry in value.flat):
+        are_wide = any(not -(2**63) <= entry < 2**64 for entry in value.flat)
+        return f"{kind} of integers beyond 64 bits" if are_wide else f"{kind} of dtype object"
+    return f"{kind} of {'text' if value.dtype.kind in 'US' else f'dtype {value.dtype.name}'}"
+
+
+def _content_hint(name: str, value: Any) -> str:
+    if name == "class_weight" and isinstance(value, dict):
+        return "; did you mean a list of its values, in the order of the ids?"
+    if name == "class_weight" and isinstance(value, str) and value == "balanced":
+        return "; did you mean balanced_class_weights(class_counts(labels, num_classes))?"
+    content = _content(value)
+    if name in ("labels", "target") and content.endswith("of text"):
+        return f"; for class names, np.unique({name}, return_inverse=True) gives ids"
+    if content.endswith("of dtype object"):
+        return f"; did you mean np.asarray({name}, dtype=...), with a dtype of numbers?"
+    return "; leave it out for the default" if value is None and name in _WITH_DEFAULT else ""
+
+
+def _static_hint(name: str, value: Any) -> str:
+    return f"; under jax.jit, name {name} in static_argnames or close over it" if isinstance(value, Tracer) else ""
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, Tracer):
         return f"a traced value ({value.aval.str_short()})"
-    return f"{value!r} ({type(value).__name__})"
+    return f"{_shortened(repr(value))} ({type(value).__name__})"
+
+
+def _shortened(text: str) -> str:
+    """One line of it at most."""
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -36,7 +36,7 @@ MULTICLASS_TABLE = {
     "integer scores": (x.astype(np.int32), ids, {}, TypeError, "floating dtype; got int32; did you mean {}.astype"),
     "bool scores": (x > 0, ids, {}, TypeError, "floating dtype; got bool"),
     "complex scores": (x.astype(np.complex64), ids, {}, TypeError, "floating dtype; got complex64"),
-    "text scores": ("logits", ids, {}, TypeError, "must be an array of numbers; got str"),
+    "text scores": ("logits", ids, {}, TypeError, "must be an array of numbers; got str 'logits'"),
     "no scores": (None, ids, {}, TypeError, "must be an array of numbers; got NoneType"),
     "scalar scores": (np.float32(1), np.int32(0), {}, ValueError, "axis=-1 is out of range for {} with shape ()"),
     "axis too high": (x, ids, {"axis": 2}, ValueError, "axis=2 is out of range for {} with shape (4, 10)"),
@@ -47,46 +47,84 @@ MULTICLASS_TABLE = {
     "bool labels": (x, ids > 0, {}, TypeError, "labels has dtype bool; expected an integer dtype"),
     "bool labels of full shape": (x, x > 0, {}, TypeError, "labels has dtype bool"),
     "complex labels": (x, ids.astype(np.complex64), {}, TypeError, "labels has dtype complex64"),
+    "key scores": (jax.random.key(0), ids, {}, TypeError, "floating dtype; got key<fry>"),
+    "scores of differing shapes": ([x, x[:2]], ids, {}, TypeError, "got list whose parts differ in shape"),
+    "scores and labels exchanged": (ids, x, {}, TypeError, "got int32|or have {} and labels changed places?"),
     "no labels": (x, None, {}, TypeError, "labels must be an array of numbers; got NoneType"),
+    "class names": (x, list("abca"), {}, TypeError, "got list of text; for class names, np.unique(labels, return_inv"),
+    "class names of NumPy": (x, np.array(list("abca")), {}, TypeError, "got ndarray of text|np.unique(labels"),
+    "labels beyond 64 bits": (x, [2**70, 0, 0, 0], {}, TypeError, "labels must be|got list beyond 64 bits"),
+    "labels of objects": (x, ids.astype(object), {}, TypeError, "dtype object; did you mean np.asarray(labels, dtype"),
+    "labels in one row": (x[None], ids, {}, ValueError, "expected (1, 4)|did you mean labels.reshape((1, 4))?"),
+    "column of float ids": (x, x[:, :1], {}, ValueError, "did you mean labels.squeeze(-1).astype(jnp.int32)?"),
+    "one-hot bools": (x, x > 0, {}, TypeError, "did you mean labels.astype(jnp.float32)?"),
+    "images": (x.reshape(2, 5, 2, 2), np.zeros((2, 2, 2), int), {}, ValueError, "and axis=3; did you mean axis=1?"),
     "column of ids": (x, ids[:, None], {}, ValueError, "labels has shape (4, 1)|expected (4,)|labels.squeeze(-1)?"),
     "one-hot integers": (x, soft.astype(np.int32), {}, ValueError, "(4, 10)|did you mean labels.astype(jnp.float32)?"),
     "float ids": (x, ids.astype(np.float32), {}, ValueError, "(4,)|did you mean labels.astype(jnp.int32)?"),
     "too few labels": (x, ids[:3], {}, ValueError, "labels has shape (3,)|expected (4,)"),
     "a scalar label": (x, np.int32(0), {}, ValueError, "labels has shape ()|expected (4,)"),
     "soft labels that would broadcast": (x, soft[:1], {}, ValueError, "labels has shape (1, 10)|(4, 10)"),
-    "ids on the wrong axis": (x, np.zeros(10, np.int32), {}, ValueError, "labels has shape (10,)|expected (4,)"),
+    "ids on the wrong axis": (x, np.zeros(10, np.int32), {}, ValueError, "(10,)|expected (4,)|did you mean axis=0?"),
     "class_weight of the wrong length": (x, ids, {"class_weight": np.ones(9)}, ValueError, "(9,); expected (10,)"),
     "class_weight of a wrong rank": (x, ids, {"class_weight": np.ones((4, 10))}, ValueError, "expected (10,)"),
     "class_weight a scalar": (x, ids, {"class_weight": 2.0}, ValueError, "class_weight has shape ()"),
     "class_weight bool": (x, ids, {"class_weight": np.ones(10, bool)}, TypeError, "class_weight must have|got bool"),
-    "class_weight text": (x, ids, {"class_weight": "balanced"}, TypeError, "class_weight must be an array"),
+    "class_weight text": (x, ids, {"class_weight": "balanced"}, TypeError, "did you mean balanced_class_weights(class"),
+    "class_weight a dict": (x, ids, {"class_weight": {0: 1.0}}, TypeError, "got dict; did you mean a list of its val"),
     "sample_weight of the wrong length": (x, ids, {"sample_weight": np.ones(3)}, ValueError, "row shape (4,)"),
-    "sample_weight of a wrong rank": (x, ids, {"sample_weight": np.ones((4, 1))}, ValueError, "(4, 1)|row shape (4,)"),
+    "sample_weight of a wrong rank": (
+        x,
+        ids,
+        {"sample_weight": np.ones((4, 1))},
+        ValueError,
+        "(4, 1)|row shape (4,)|.squeeze(-1)?",
+    ),
     "sample_weight a scalar": (x, ids, {"sample_weight": 2.0}, ValueError, "sample_weight has shape ()"),
-    "sample_weight bool": (x, ids, {"sample_weight": ids == 0}, TypeError, "sample_weight must have|got bool"),
+    "sample_weight bool": (
+        x,
+        ids,
+        {"sample_weight": ids == 0},
+        TypeError,
+        "sample_weight must have|got bool|where=sample_weight?",
+    ),
     "float mask": (x, ids, {"where": np.ones(4, np.float32)}, TypeError, "where must have dtype bool; got float32"),
     "integer mask": (x, ids, {"where": np.ones(4, np.int32)}, TypeError, "where must have dtype bool; got int32"),
+    "integer list as mask": (x, ids, {"where": [1, 1, 0, 0]}, TypeError, "did you mean jnp.asarray(where) != 0?"),
+    "text as mask": (x, ids, {"where": "mask"}, TypeError, "where must be an array of bools; got str 'mask'"),
     "mask of the full shape": (x, ids, {"where": x > 0}, ValueError, "where has shape (4, 10); expected the row shape"),
     "mask of the wrong length": (x, ids, {"where": np.ones(3, bool)}, ValueError, "row shape (4,)"),
     "ignore_index a float": (x, ids, {"ignore_index": -100.0}, TypeError, "ignore_index must be a static integer"),
     "ignore_index a bool": (x, ids, {"ignore_index": False}, TypeError, "ignore_index must be a static integer"),
+    "several ignore_index": (x, ids, {"ignore_index": (0, 1)}, TypeError, "got (0, 1) (tuple)|where=~jnp.isin(labels"),
     "ignore_index text": (x, ids, {"ignore_index": "-100"}, TypeError, "ignore_index must be a static integer"),
     "ignore_index with soft labels": (x, soft, {"ignore_index": 0}, ValueError, "mask rows with where instead"),
     "smoothing above 1": (x, ids, {"label_smoothing": 1.1}, ValueError, "label_smoothing must be in [0, 1]; got 1.1"),
     "smoothing below 0": (x, ids, {"label_smoothing": -0.1}, ValueError, "label_smoothing must be in [0, 1]"),
     "smoothing NaN": (x, ids, {"label_smoothing": np.nan}, ValueError, "label_smoothing must be in [0, 1]; got nan"),
     "smoothing of NumPy": (x, ids, {"label_smoothing": np.float32(2)}, ValueError, "label_smoothing must be in [0, 1]"),
+    "smoothing of rank 0": (x, ids, {"label_smoothing": np.array(1.5)}, ValueError, "must be in [0, 1]; got 1.5"),
+    "smoothing None": (x, ids, {"label_smoothing": None}, TypeError, "must be a number; got NoneType; leave it out"),
     "smoothing a bool": (x, ids, {"label_smoothing": True}, TypeError, "label_smoothing must have a floating"),
     "smoothing an array": (x, ids, {"label_smoothing": np.ones(4)}, ValueError, "must be a scalar|jax.vmap"),
-    "smoothing text": (x, ids, {"label_smoothing": "0.1"}, TypeError, "label_smoothing must be an array"),
+    "smoothing text": (
+        x,
+        ids,
+        {"label_smoothing": "0.1"},
+        TypeError,
+        "label_smoothing must be a number; got str '0.1'",
+    ),
     "unknown reduction": (x, ids, {"reduction": "avg"}, ValueError, "'none', 'sum', 'mean', 'partial'; got 'avg'"),
     "reduction None": (x, ids, {"reduction": None}, ValueError, "'none', 'sum', 'mean', 'partial'; got None"),
 }
 SOFTMAX_TABLE = {
     "z_loss an array": (x, ids, {"z_loss": np.ones(4)}, ValueError, "z_loss must be a scalar; got shape (4,)"),
     "z_loss NaN": (x, ids, {"z_loss": np.nan}, ValueError, "z_loss must be a number; got nan"),
-    "z_loss beyond every integer": (x, ids, {"z_loss": 2**70}, TypeError, "z_loss must be an array of numbers"),
+    "z_loss beyond every integer": (x, ids, {"z_loss": 2**70}, TypeError, "z_loss must be a number; got int beyond"),
     "z_loss a bool": (x, ids, {"z_loss": True}, TypeError, "z_loss must have a floating or integer dtype; got bool"),
+    "vocab_axis_name a list": (x, ids, {"vocab_axis_name": ["v"]}, ValueError, "a name, a tuple of names or None; got"),
+    "vocab_axis_name empty": (x, ids, {"vocab_axis_name": ()}, ValueError, "a name, a tuple of names or None; got ()"),
+    "vocab_axis_name 0": (x, ids, {"vocab_axis_name": 0}, ValueError, "there is no mapped axis 0 here"),
     "return_aux not a bool": (x, ids, {"return_aux": 1}, TypeError, "return_aux must be True or False; got 1 (int)"),
 }
 BINARY_TABLE = {
@@ -94,6 +132,14 @@ BINARY_TABLE = {
     "labels one axis short": (x[:, :1], x[:, 0], {}, ValueError, "(4,)|(4, 1)|did you mean labels[..., None]?"),
     "labels one axis long": (x[:, 0], x[:, :1], {}, ValueError, "(4, 1)|(4,)|did you mean labels.squeeze(-1)?"),
     "labels that would broadcast": (x, x[:1], {}, ValueError, "labels has shape (1, 10); expected (4, 10)"),
+    "class ids": (
+        x,
+        ids,
+        {},
+        ValueError,
+        "for class ids, did you mean a multiclass loss, or jax.nn.one_hot(labels, 10)?",
+    ),
+    "text labels": (x, [["a"] * 10] * 4, {}, TypeError, "labels must be an array of numbers; got list of text"),
     "complex labels": (x, x.astype(np.complex64), {}, TypeError, "bool, integer or floating dtype; got complex64"),
     "no labels": (x, None, {}, TypeError, "labels must be an array of numbers"),
     "class_weight of two classes": (
@@ -110,7 +156,13 @@ BINARY_TABLE = {
     "pos_weight text": (x, x, {"pos_weight": "3"}, TypeError, "pos_weight must be an array of numbers"),
     "sample_weight a row": (x, x, {"sample_weight": np.ones(4)}, ValueError, "sample_weight has shape (4,)|(4, 10)"),
     "float mask": (x, x, {"where": x}, TypeError, "where must have dtype bool; got float32"),
-    "mask a row": (x, x, {"where": ids == 0}, ValueError, "where has shape (4,); expected the row shape (4, 10)"),
+    "mask a row": (
+        x,
+        x,
+        {"where": ids == 0},
+        ValueError,
+        "where has shape (4,)|for one a row, did you mean where[..., None]?",
+    ),
     "smoothing above 1": (x, x, {"label_smoothing": 2}, ValueError, "label_smoothing must be in [0, 1]; got 2"),
     "unknown reduction": (x, x, {"reduction": "batch"}, ValueError, "'none', 'sum', 'mean', 'partial'; got 'batch'"),
 }
@@ -157,7 +209,7 @@ LINEAR_TABLE = {
     "ignore_index with soft labels": (x, k, k[:4], {"ignore_index": 0}, ValueError, "mask rows with where instead"),
     "chunk_size of 0": (x, k, ids, {"chunk_size": 0}, ValueError, "chunk_size must be at least 1, or None|got 0"),
     "chunk_size a float": (x, k, ids, {"chunk_size": 2.0}, TypeError, "chunk_size must be a static integer; got 2.0"),
-    "unknown precision": (x, k, ids, {"precision": "best"}, ValueError, "precision does not fit|got best"),
+    "unknown precision": (x, k, ids, {"precision": "best"}, ValueError, "precision must be None, 'default'|got 'best'"),
     "unknown reduction": (x, k, ids, {"reduction": "avg"}, ValueError, "'none', 'sum', 'mean', 'partial'; got 'avg'"),
     "return_aux not a bool": (x, k, ids, {"return_aux": 1}, TypeError, "return_aux must be True or False; got 1 (int)"),
     "vocab_axis_name outside": (x, k, ids, {"vocab_axis_name": "v"}, ValueError, "no mapped axis 'v' here|shard_map"),
@@ -166,7 +218,7 @@ FOCAL_TABLE = {
     "gamma below 0": (x, x, {"gamma": -1}, ValueError, "gamma must be at least 0; got -1"),
     "gamma NaN": (x, x, {"gamma": np.nan}, ValueError, "gamma must be at least 0; got nan"),
     "gamma an array": (x, x, {"gamma": np.ones(4)}, ValueError, "gamma must be a scalar; got shape (4,)|jax.vmap"),
-    "gamma None": (x, x, {"gamma": None}, TypeError, "gamma must be an array of numbers; got NoneType"),
+    "gamma None": (x, x, {"gamma": None}, TypeError, "gamma must be a number; got NoneType; leave it out"),
     "epsilon NaN": (x, x, {"epsilon": np.nan}, ValueError, "epsilon must be a number; got nan"),
     "alpha above 1": (x, x, {"alpha": 2}, ValueError, "alpha must be in [0, 1]; got 2"),
     "alpha below 0": (x, x, {"alpha": -1.0}, ValueError, "alpha must be in [0, 1]; got -1.0"),
@@ -185,6 +237,10 @@ MEAN_TABLE = {
     "mask of a wrong shape": (x, {"where": ids == 0}, ValueError, "weighted_mean: where has shape (4,)"),
     "weights of a wrong shape": (x, {"sample_weight": np.ones(10)}, ValueError, "sample_weight has shape (10,)"),
     "axis out of range": (x, {"axis": 2}, ValueError, "weighted_mean: axis=2 is out of range for values"),
+    "weights a column's": (x, {"sample_weight": np.ones(10)}, ValueError, "did you mean sample_weight[None]?"),
+    "empty None": (x, {"empty": None}, TypeError, "empty must be a number; got NoneType; leave it out"),
+    "empty text": (x, {"empty": "nan"}, TypeError, "empty must be a number; got str 'nan'"),
+    "empty an array": (x, {"empty": x}, ValueError, "empty must be a scalar; got shape (4, 10)"),
     "axis twice": (x, {"axis": (0, -2)}, ValueError, "axis=(0, -2) names an axis of values twice"),
     "axis a float": (x, {"axis": 0.0}, TypeError, "weighted_mean: axis must be a static integer"),
 }
@@ -219,9 +275,23 @@ HELPERS_TABLE = {
     "ragged labels": (
         lambda: jxent.check_labels([[0], [0, 1]], 2),
         TypeError,
-        "labels must be an array of integers; got list",
+        "labels must be an array of integers; got list whose parts differ in shape",
     ),
-    "text labels": (lambda: jxent.check_labels(["cat"], 2), TypeError, "integer dtype (class ids); got str"),
+    "text labels": (
+        lambda: jxent.check_labels(["cat"], 2),
+        TypeError,
+        "integer dtype (class ids); got list of text; for",
+    ),
+    "labels beyond 64 bits": (lambda: jxent.check_labels([2**70], 2), TypeError, "list of integers beyond 64 bits"),
+    "no labels to check": (lambda: jxent.check_labels(None, 2), TypeError, "(class ids); got NoneType"),
+    "empty text": (lambda: jxent.Mean(x[0], x[0]).value("nan"), TypeError, "Mean.value: empty must be a number; got"),
+    "no axis to add over": (
+        lambda: jxent.Mean(x[0], x[0]).psum("v"),
+        ValueError,
+        "Mean.psum: there is no mapped axis 'v'",
+    ),
+    "Mean times a number": (lambda: jxent.Mean(1.0, 2.0) * 2, TypeError, "Mean: cannot be multiplied by int"),
+    "a number times Mean": (lambda: 2 * jxent.Mean(1.0, 2.0), TypeError, "Mean: cannot be multiplied by int"),
     "no classes to check": (
         lambda: jxent.check_labels([0], -1),
         ValueError,
@@ -233,6 +303,11 @@ HELPERS_TABLE = {
         "ignore_index must be a static",
     ),
 }
+
+
+def is_short(message):
+    """Two or three lines of a terminal, in words of this library."""
+    return len(message) < 360 and "\n" not in message and "JAX" not in message
 
 
 def table(functions, rows):
@@ -257,6 +332,7 @@ def test_bad_argument_is_named(fn, prefix, scores, labels, options, error, words
         fn(scores, labels, **options)
     message = str(raised.value)
     assert message.startswith(f"{name}: ")
+    assert is_short(message)
     for word in words.format(scores_name).split("|"):
         assert word in message, message
 
@@ -269,6 +345,7 @@ def test_linear_bad_argument_is_named(hidden, kernel, labels, options, error, wo
         jxent.linear_softmax_cross_entropy(hidden, kernel, labels, **options)
     message = str(raised.value)
     assert message.startswith("linear_softmax_cross_entropy: ")
+    assert is_short(message)
     for word in words.split("|"):
         assert word in message, message
 
@@ -286,8 +363,18 @@ def test_helpers_bad_argument_is_named(call, error, words):
 
 
 def test_ignore_index_tracer_is_named():
-    with pytest.raises(TypeError, match=r"ignore_index must be a static integer; got a traced value \(int32\[\]\)"):
+    with pytest.raises(
+        TypeError, match=r"ignore_index must be a static integer; got a traced value \(int32\[\]\).*static_argnames"
+    ):
         jax.jit(lambda i: softmax(x, ids, ignore_index=i))(3)
+
+
+def test_long_values_are_shortened():
+    with pytest.raises(TypeError) as raised:
+        softmax(x, ids, ignore_index=np.arange(3000))
+    assert is_short(str(raised.value))
+    with pytest.raises(ValueError, match=r"got 'x{56}\.\.\.$"):
+        softmax(x, ids, reduction="x" * 3000)
 
 
 def test_errors_come_at_trace_time():
