@@ -212,3 +212,31 @@ def test_linear_under_auto_axes_gathers_nothing_and_each_device_takes_its_rows(s
     products = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", compiled.as_text())
     assert (str(4), str(classes)) in products
     assert max(math.prod(map(int, shape)) for shape in products) <= max(4 * classes, D * classes)
+
+
+@pytest.mark.parametrize("how", ["Explicit", "shard_map"])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_linear_adds_the_kernels_gradient_over_the_devices_before_it_is_cast(rng, how, reduction):
+    """The parts of two devices nearly cancel: rounded to bfloat16 before they are added, they would leave an error of a
+    part's, which is far above that of the sum."""
+    mesh = make_mesh(AxisType.Explicit if how == "Explicit" else AxisType.Auto)
+    hidden = jnp.asarray(rng.normal(size=(8, D)), jnp.bfloat16)
+    hidden = jnp.concatenate((hidden, -hidden * jnp.bfloat16(1 + 2**-6)))
+    kernel, labels = jnp.asarray(rng.normal(size=(D, V)) / 8, jnp.bfloat16), jnp.zeros(16, jnp.int32)
+
+    def total(hidden, kernel, labels):
+        loss = jxent.linear_softmax_cross_entropy(hidden, kernel, labels, reduction=reduction, chunk_size=4)
+        return jax.lax.psum(jnp.sum(loss), "data") if how == "shard_map" else jnp.sum(loss)
+
+    specs = ROWS, P(), ROWS
+    over_mesh = jax.shard_map(total, mesh=mesh, in_specs=specs, out_specs=P()) if how == "shard_map" else total
+    placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((hidden, kernel, labels), specs, strict=True)]
+    program = jax.jit(jax.grad(over_mesh, 1)).trace(*placed)
+    sent = re.findall(r":(\w+)\[6,8\]\S* = psum\w*\[", str(program.jaxpr))
+    assert sent == ["f32"]
+    got = program.lower().compile()(*placed)
+    assert got.dtype == jnp.bfloat16
+    one_device = jax.jit(
+        jax.grad(lambda k: jnp.sum(jxent.linear_softmax_cross_entropy(hidden, k, labels, chunk_size=4)))
+    )(kernel)
+    np.testing.assert_allclose(np.float64(got), np.float64(one_device), rtol=2**-7, atol=1e-4)

@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from jxent._core.chunks import CHUNK_BYTES, map_chunks, padding, plan_chunks
 from jxent._core.dtypes import compute_dtype
-from jxent._core.shards import VocabAxis, aligned
+from jxent._core.shards import VocabAxis, aligned, varying_axes
 from jxent._core.softmax_rows import predicted_ids, row_losses
 from jxent._core.targets import Targets, is_ids
 
@@ -107,18 +107,21 @@ def _padded(config: Config, rows: PerRow, shared: Shared, coefficient: Array | N
 
 def _aligned(config: Config, rows: PerRow, shared: Shared, coefficient: Array | None) -> tuple[PerRow, Shared, Any]:
     """Lets each argument vary over the axes of a `shard_map` that its cotangent varies over: outside the rules, so that
-    jax adds the cotangents over the axes that the argument itself did not vary over.
+    jax adds the cotangents over the axes that the argument itself did not vary over. The kernel alone stays as it is:
+    jax would add its cotangent as cast to its dtype, and so the rules add it themselves, before they cast.
 
     What stands beside classes gets a part of its cotangent from each device that has some of them; what belongs to whole
     rows gets all of it.
     """
+    kernel = shared.kernel
     rows, shared, coefficient = aligned((rows, shared, coefficient), apart_from=config.vocab_axis_name)
     beside_classes = {
         "rows": {"hidden": rows.hidden} | ({} if is_ids(rows.labels) else {"labels": rows.labels}),
         "shared": {name: getattr(shared, name) for name in ("kernel", "bias", "logit_softcap", "class_weight")},
     }
     beside_classes = aligned(beside_classes)
-    return rows._replace(**beside_classes["rows"]), shared._replace(**beside_classes["shared"]), coefficient
+    shared = shared._replace(**beside_classes["shared"] | {"kernel": kernel})
+    return rows._replace(**beside_classes["rows"]), shared, coefficient
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -129,7 +132,8 @@ def linear_rows(config: Config, rows: PerRow, shared: Shared) -> tuple[Array, Li
 
 def _linear_rows_fwd(config: Config, rows: PerRow, shared: Shared) -> tuple[Any, Any]:
     (rows, d_rows), (shared, d_shared) = _with_wanted(rows), _with_wanted(shared)
-    return _evaluate(config, rows, shared), (_Wanted(d_rows, d_shared), rows, shared)
+    wanted = _Wanted(d_rows, d_shared, varying_axes(shared.kernel))
+    return _evaluate(config, rows, shared), (wanted, rows, shared)
 
 
 def _linear_rows_bwd(config: Config, residuals: Any, cotangents: Any) -> tuple[PerRow, Shared]:
@@ -150,7 +154,7 @@ def linear_total(config: Config, rows: PerRow, shared: Shared, coefficient: Arra
 
 def _linear_total_fwd(config: Config, rows: PerRow, shared: Shared, coefficient: Any) -> tuple[Any, Any]:
     (rows, d_rows), (shared, d_shared) = _with_wanted(rows), _with_wanted(shared)
-    wanted, coefficient = _Wanted(d_rows, d_shared), coefficient.value
+    wanted, coefficient = _Wanted(d_rows, d_shared, varying_axes(shared.kernel)), coefficient.value
     (loss, aux), gradients = _differentiate(config, rows, shared, coefficient, wanted)
     return (jnp.sum(coefficient * loss), aux), (wanted, loss, gradients)
 
@@ -167,19 +171,36 @@ linear_total.defvjp(_linear_total_fwd, _linear_total_bwd, symbolic_zeros=True)
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Wanted:
-    """Whose gradients are asked for: in the place of each such array its dtype, elsewhere None."""
+    """Whose gradients are asked for: in the place of each such array its dtype, elsewhere None.
+
+    Attributes:
+        rows: of these.
+        shared: and of these.
+        kernel_axes: the axes of a `shard_map` over which the kernel varies.
+    """
 
     rows: PerRow
     shared: Shared
+    kernel_axes: frozenset[Any]
 
     def cast(self, d_rows: Any, d_shared: Any) -> tuple[Any, Any]:
-        """The gradients in the dtypes of their arrays."""
+        """The gradients in the dtypes of their arrays; the kernel's first added up over the devices that share it."""
+        if d_shared.kernel is not None:
+            axes = tuple(sorted(varying_axes(d_shared.kernel) - self.kernel_axes, key=str))
+            d_shared = d_shared._replace(kernel=lax.psum(d_shared.kernel, axes) if axes else d_shared.kernel)
         return _mapped(lax.convert_element_type, d_rows, self.rows), _mapped(
             lax.convert_element_type, d_shared, self.shared
         )
 
 
+def _widened(rows: PerRow, shared: Shared) -> Shared:
+    """With the kernel as varying as the rows: once, outside of the loop over the chunks."""
+    return shared._replace(kernel=aligned((rows.hidden, shared.kernel))[1])
+
+
 def _evaluate(config: Config, rows: PerRow, shared: Shared) -> tuple[Array, LinearAux | None]:
+    shared = _widened(rows, shared)
+
     def evaluated(chunk: PerRow) -> tuple[Any, tuple[()]]:
         return _chunk_losses(config, _products(config, chunk, shared), chunk, shared), ()
 
@@ -190,6 +211,7 @@ def _differentiate(
     config: Config, rows: PerRow, shared: Shared, coefficient: Array, wanted: _Wanted
 ) -> tuple[tuple[Array, LinearAux | None], tuple[PerRow, Shared]]:
     """What `_evaluate` gives, and the gradients of Σ coefficient·loss: in the compute dtype, None where unwanted."""
+    shared = _widened(rows, shared)
 
     def differentiated(chunk: tuple[PerRow, Array]) -> tuple[Any, Shared]:
         (rows, coefficient), dtype = chunk, chunk[0].hidden.dtype
