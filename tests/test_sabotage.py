@@ -109,8 +109,8 @@ SABOTAGES = {
     ),
     "wide weights clipped": Sabotage(
         "_core/arguments.py",
-        "_as_floats)\n    if not",
-        "_clipped)\n    if not",
+        "_as_floats, wanted)\n    if not",
+        "_clipped, wanted)\n    if not",
         "tests/_core/test_arguments.py",
         "wide_integers",
     ),

@@ -216,7 +216,7 @@ REFUSED = {
         {"vocab_axis_name": "words"},
         r"vocab_axis_name='words', but there is no mapped axis 'words' here",
     ),
-    "no axis": ({"vocab_axis_name": ()}, r"vocab_axis_name=\(\) must name the axes that split the classes of logits"),
+    "no axis": ({"vocab_axis_name": ()}, r"vocab_axis_name must be a name, a tuple of names or None; got \(\)"),
     "classes not split": ({"logits": P("data")}, r"logits does not vary over \['classes'\]: either its in_specs"),
     "one of two axes": ({"logits": P(None, "classes"), "vocab_axis_name": ("data", "classes")}, r"over \['data'\]"),
     "check_vma off": ({"check_vma": False}, "leave check_vma on"),
