@@ -1,6 +1,7 @@
 """The cells of the README's table "Beside others" that are marked with a dagger, against the packages themselves."""
 
 import importlib.util
+import inspect
 import os
 from importlib.metadata import version
 
@@ -15,13 +16,14 @@ from jax.sharding import PartitionSpec as P
 import jxent
 from tests.test_readme import TEXT
 
-if importlib.util.find_spec("torch") is None or importlib.util.find_spec("keras") is None:
-    pytest.skip("parity extra: torch is not installed", allow_module_level=True)
+for _name in ("torch", "keras"):
+    if importlib.util.find_spec(_name) is None:
+        pytest.skip(f"parity extra: {_name} is not installed", allow_module_level=True)
 
 os.environ["KERAS_BACKEND"] = "jax"
-import keras
-import torch
-from torch.nn import functional as F  # noqa: N812
+import keras  # noqa: E402
+import torch  # noqa: E402
+from torch.nn import functional as F  # noqa: E402, N812
 
 optax_ids = optax.softmax_cross_entropy_with_integer_labels
 keras_ids = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
@@ -79,7 +81,8 @@ def test_a_label_of_minus_one():
 
 
 def test_nan_in_a_masked_row():
-    assert rows("NaN in a masked row")[:3] == ["stays there", "in the gradient", "in the gradient"]
+    of_keras = "in the gradient (`sample_weight`), stays there (`ignore_class`)"
+    assert rows("NaN in a masked row")[:4] == ["stays there", "in the gradient", "in the gradient", of_keras]
     _, ours = with_slope(lambda x: jxent.softmax_cross_entropy(x, LABELS, where=MASK), WITH_NAN)
     assert np.all(ours[0] == 0)
     _, theirs = with_slope(lambda x: jnp.where(MASK, optax_ids(x, LABELS), 0), WITH_NAN)
@@ -134,11 +137,10 @@ def test_class_weights_and_smoothing_of_ids():
         torch.tensor(logits), torch.tensor(labels), torch.tensor(options["class_weight"]), label_smoothing=0.1
     )
     np.testing.assert_allclose(float(ours), theirs.item(), rtol=1e-6)
-    for call in (optax_ids, keras.losses.SparseCategoricalCrossentropy):
-        with pytest.raises(TypeError):
-            call(logits, labels, label_smoothing=0.1)
-        with pytest.raises(TypeError):
-            call(logits, labels, weight=options["class_weight"])
+    # The whole of what theirs take.
+    assert set(inspect.signature(optax_ids).parameters) == {"logits", "labels", "axis", "where"}
+    keras_takes = {"self", "from_logits", "ignore_class", "reduction", "axis", "name", "dtype"}
+    assert set(inspect.signature(keras.losses.SparseCategoricalCrossentropy.__init__).parameters) == keras_takes
 
 
 def test_class_axis_split_over_an_explicit_mesh_axis():

@@ -174,8 +174,8 @@ class _Wanted:
     """Whose gradients are asked for: in the place of each such array its dtype, elsewhere None.
 
     Attributes:
-        rows: of these.
-        shared: and of these.
+        rows: of what is one a row.
+        shared: of what all rows share.
         kernel_axes: the axes of a `shard_map` over which the kernel varies.
     """
 

@@ -1,9 +1,10 @@
-"""The sums over the classes of a row, in the one form that XLA:CPU computes without writing an [N, V] array.
+"""The sums over the classes of a row, in the form that XLA:CPU computes without an [N, V] array of its own.
 
 XLA:CPU (jaxlib 0.10 to 0.12) fuses arithmetic, exp, min, max, iota and convert into a long reduction, but not a
 select, a compare, a gather or a value with two users: each of these makes it write the whole [N, V] array out. So the
 terms below exclude classes by arithmetic, and on the CPU a barrier gives each sum a conversion, a subtraction and even
-broadcast constants of its own. TPU and GPU fuse any form, and get these without the barriers.
+broadcast constants of its own. (Two exceptions pay: `shares_exp`, and `_FEW_CLASSES`.) TPU and GPU fuse any form, and get
+these without the barriers.
 """
 
 import math

@@ -124,7 +124,8 @@ def _softmax_rows(
 #
 # T·p − t cancels where p → 1, which is why `_label_slope` and `target_slope` write that element differently. The rule
 # calls `_softmax_rows` for its primal, so it is itself differentiable to any order, and the tangent map runs under
-# `jax.checkpoint`: reverse mode keeps its inputs and the O(N) `rows`, and remakes the [N, V] softmax on the way back.
+# `jax.checkpoint`: reverse mode keeps its inputs and the O(N) `rows`, and remakes the [N, V] softmax on the way back
+# (but see `shares_exp`).
 # All that it sums over the classes is linear in a tangent, so that its transpose is elementwise and sums nothing.
 def _softmax_rows_jvp(
     axis: int, smooth: bool, vocab_axis_name: VocabAxis, differentiated: bool, primals: Any, tangents: Any
