@@ -153,7 +153,9 @@ SABOTAGES = {
         "tests/test_memory.py",
         "reverse_mode",
     ),
-    "barriers dropped": Sabotage(SUMS, "if self.cpu:", "if False:", "tests/test_memory.py", "rows_only"),
+    "barriers dropped": Sabotage(
+        SUMS, "if self.cpu and not self.shared:", "if False:", "tests/test_memory.py", "rows_only"
+    ),
     "smoothing by the classes of one device": Sabotage(
         ROWS,
         "| summed(of_slope, vocab_axis_name)",
@@ -195,10 +197,24 @@ SABOTAGES = {
     ),
     "miss subtracted": Sabotage(
         SUMS,
-        "(excess + (o.one - jnp.exp(_d(o))))",
-        "((excess + o.one) - jnp.exp(_d(o)))",
+        "(jnp.expand_dims(excess, axis) + (o.one - jnp.exp(_d(o, axis))))",
+        "((jnp.expand_dims(excess, axis) + o.one) - jnp.exp(_d(o, axis)))",
         "tests/test_focal.py",
         "digits and distributions",
+    ),
+    "maximum of a converted copy": Sabotage(
+        ROWS,
+        "jnp.max(logits, axis).astype(compute_dtype(logits.dtype))",
+        "jnp.max(logits.astype(compute_dtype(logits.dtype)), axis)",
+        "tests/test_memory.py",
+        "does_not_tell_of and bfloat16 and no",
+    ),
+    "kernel's gradient cast before it is added up": Sabotage(
+        LINEAR,
+        "lax.psum(d_shared.kernel, axes) if axes",
+        "lax.psum(d_shared.kernel.astype(self.shared.kernel), axes) if axes",
+        "tests/test_linear_meshes.py",
+        "before_it_is_cast",
     ),
     "miss not smoothed": Sabotage(
         "_core/row_misses.py",
