@@ -154,7 +154,7 @@ def test_softmax_cross_entropy_takes_no_memory_that_the_compiler_does_not_tell_o
 def test_page_faults_tell_of_hidden_memory():
     x = jnp.ones((256, 50257))
     compiled = jax.jit(lambda x: jnp.sum(jnp.exp(x), -1)).lower(x).compile()
-    assert page_faults(compiled, x) > 0.5 * x.nbytes / resource.getpagesize()
+    assert page_faults(compiled, x) > 0.2 * x.nbytes / resource.getpagesize()
 
 
 @DTYPES
