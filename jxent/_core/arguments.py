@@ -4,7 +4,6 @@ TypeError for a dtype or a kind of value, ValueError for a shape or an option. E
 first and returns the argument as the rest of the library wants it.
 """
 
-import math
 import numbers
 import operator
 from collections.abc import Callable
@@ -17,12 +16,12 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
+from jxent._core import hints
 from jxent._core.dtypes import compute_dtype
 from jxent._core.shards import VocabAxis, varying_axes
 
 REDUCTIONS = ("none", "sum", "mean", "partial")
 _LABELS_BESIDE = {"logits": "labels", "probs": "labels", "log_probs": "labels", "input": "target"}
-_WITH_DEFAULT = ("label_smoothing", "z_loss", "gamma", "epsilon", "beta", "tau", "empty")
 _PRECISIONS = (
     "None, 'default', 'high', 'highest', a jax.lax.Precision, a pair of these, or an algorithm of jax.lax.DotAlgorithm "
     "or jax.lax.DotAlgorithmPreset"
@@ -38,8 +37,10 @@ def _as_array(
     fn: str, name: str, value: Any, narrowed: Callable[[np.ndarray], np.ndarray], wanted: str = "an array of numbers"
 ) -> Array:
     """`narrowed` is for what jax would truncate: 64-bit integers, without x64."""
-    if _holds_text(value):
-        raise TypeError(f"{fn}: {name} must be {wanted}; got {_content(value)}{_content_hint(name, value)}")
+    if hints.holds_text(value):
+        raise TypeError(
+            f"{fn}: {name} must be {wanted}; got {hints.content_of(value)}{hints.content_hint(name, value)}"
+        )
     is_integer = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu"
     if is_integer and jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
         value = narrowed(np.asarray(value))
@@ -51,7 +52,7 @@ def _as_array(
             raise TypeError(f"{fn}: {name} must be {wanted}; got {type(value).__name__} beyond 64 bits") from None
         return _as_array(fn, name, wide, narrowed, wanted)
     except (TypeError, ValueError) as error:
-        message = f"{fn}: {name} must be {wanted}; got {_content(value)}{_content_hint(name, value)}"
+        message = f"{fn}: {name} must be {wanted}; got {hints.content_of(value)}{hints.content_hint(name, value)}"
         raise TypeError(message) from error
     return lax.convert_element_type(array, array.dtype)
 
@@ -123,7 +124,7 @@ def as_vocab_axis(fn: str, name: str, scores: Array, value: Any) -> VocabAxis:
     if value is None:
         return None
     if isinstance(value, list | set) or value == ():
-        raise ValueError(f"{fn}: vocab_axis_name must be a name, a tuple of names or None; got {_kind(value)}")
+        raise ValueError(f"{fn}: vocab_axis_name must be a name, a tuple of names or None; got {hints.kind_of(value)}")
     names = value if isinstance(value, tuple) else (value,)
     for axis_name in names:
         try:
@@ -155,17 +156,19 @@ def check_same_over(fn: str, vocab_axis_name: VocabAxis, **arrays: Array | None)
 
 def as_integer(fn: str, name: str, value: Any) -> int:
     if isinstance(value, bool | np.bool_ | Tracer):
-        raise TypeError(f"{fn}: {name} must be a static integer; got {_kind(value)}{_static_hint(name, value)}")
+        raise TypeError(
+            f"{fn}: {name} must be a static integer; got {hints.kind_of(value)}{hints.static_hint(name, value)}"
+        )
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{fn}: {name} must be a static integer; got {_kind(value)}") from None
+        raise TypeError(f"{fn}: {name} must be a static integer; got {hints.kind_of(value)}") from None
 
 
 def as_ignore_index(fn: str, value: Any) -> int | None:
     if isinstance(value, tuple | list | set):
         raise TypeError(
-            f"{fn}: ignore_index must be a static integer; got {_kind(value)}; to ignore several ids, pass "
+            f"{fn}: ignore_index must be a static integer; got {hints.kind_of(value)}; to ignore several ids, pass "
             "where=~jnp.isin(labels, jnp.array([...]))"
         )
     return None if value is None else as_integer(fn, "ignore_index", value)
@@ -188,7 +191,7 @@ def as_class_labels(
     elif not jnp.issubdtype(labels.dtype, jnp.floating):
         raise TypeError(
             f"{fn}: labels has dtype {labels.dtype.name}; expected an integer dtype (class ids) or a floating one "
-            f"(distributions){_label_dtype_hint(labels, scores)}"
+            f"(distributions){hints.label_dtype_hint(labels, scores)}"
         )
     elif labels.shape == scores.shape:
         return labels
@@ -196,34 +199,8 @@ def as_class_labels(
     raise ValueError(
         f"{fn}: labels has shape {labels.shape} and dtype {labels.dtype.name}; expected {rows} of an integer dtype "
         f"(class ids) or {scores.shape} of a floating one (distributions), to go with {scores_name} of shape "
-        f"{scores.shape}{at_axis}{_label_hint(labels, scores, axis, has_axis=bool(at_axis))}"
+        f"{scores.shape}{at_axis}{hints.label_hint(labels, scores, axis, has_axis=bool(at_axis))}"
     )
-
-
-def _label_dtype_hint(labels: Array, scores: Array) -> str:
-    if labels.dtype != jnp.bool_:
-        return ""
-    return f"; did you mean labels.astype(jnp.{'float32' if labels.shape == scores.shape else 'int32'})?"
-
-
-def _label_hint(labels: Array, scores: Array, axis: int, has_axis: bool) -> str:
-    rows = row_shape(scores, axis)
-    to_ids = "" if jnp.issubdtype(labels.dtype, jnp.integer) else ".astype(jnp.int32)"
-    others = [a for a in range(scores.ndim) if labels.shape == row_shape(scores, a)]
-    hint = ""
-    if to_ids and labels.shape == rows:
-        hint = f"; for class ids, did you mean labels{to_ids}?"
-    elif labels.shape == (*rows[:axis], 1, *rows[axis:]):
-        hint = f"; did you mean labels.squeeze({-1 if axis == scores.ndim - 1 else axis}){to_ids}?"
-    elif to_ids:
-        pass
-    elif labels.shape == scores.shape:
-        hint = "; for one-hot labels, did you mean labels.astype(jnp.float32)?"
-    elif has_axis and others:
-        hint = f"; did you mean axis={others[0]}?"
-    elif labels.ndim and labels.ndim != len(rows) and labels.size == math.prod(rows):
-        hint = f"; did you mean labels.reshape({rows})?"
-    return hint
 
 
 def as_ids(fn: str, name: str, value: Any, ignored: int | None = None) -> Array:
@@ -238,10 +215,10 @@ def as_concrete_ids(fn: str, name: str, value: Any) -> np.ndarray:
     try:
         ids = np.asarray(value)
     except ValueError as error:
-        raise TypeError(f"{fn}: {name} must be an array of integers; got {_content(value)}") from error
+        raise TypeError(f"{fn}: {name} must be an array of integers; got {hints.content_of(value)}") from error
     if ids.dtype.kind not in "biufc":
         raise TypeError(
-            f"{fn}: {name} must have an integer dtype (class ids); got {_content(value)}{_content_hint(name, value)}"
+            f"{fn}: {name} must have an integer dtype (class ids); got {hints.content_of(value)}{hints.content_hint(name, value)}"
         )
     _check_ids_dtype(fn, name, ids.dtype)
     return ids
@@ -335,19 +312,9 @@ def _broadcast_to_rows(fn: str, name: str, array: Array, rows: tuple[int, ...]) 
     if not fits:
         raise ValueError(
             f"{fn}: {name} has shape {array.shape}; expected the row shape {rows}, or the same rank with axes of size 1"
-            f"{_row_hint(name, array, rows)}"
+            f"{hints.row_hint(name, array, rows)}"
         )
     return jnp.broadcast_to(array, rows)
-
-
-def _row_hint(name: str, array: Array, rows: tuple[int, ...]) -> str:
-    if array.shape == (*rows, 1):
-        return f"; did you mean {name}.squeeze(-1)?"
-    if array.ndim and array.shape == rows[:-1]:
-        return f"; for one a row, did you mean {name}[..., None]?"
-    if array.ndim and array.shape == rows[1:]:
-        return f"; did you mean {name}[None]?"
-    return ""
 
 
 def as_hyper_parameter(
@@ -401,7 +368,7 @@ def check_precision(fn: str, value: Any) -> None:
     try:
         jax.eval_shape(lambda a: lax.dot_general(a, a, (((1,), (0,)), ((), ())), precision=value), operand)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{fn}: precision must be {_PRECISIONS}; got {_kind(value)}") from error
+        raise ValueError(f"{fn}: precision must be {_PRECISIONS}; got {hints.kind_of(value)}") from error
 
 
 def as_chunk_size(fn: str, value: Any) -> int | None:
@@ -425,12 +392,14 @@ def check_range(fn: str, name: str, value: Any, low: float, high: float) -> None
 def check_reduction(fn: str, reduction: Any) -> None:
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         choices = ", ".join(repr(choice) for choice in REDUCTIONS)
-        raise ValueError(f"{fn}: reduction must be one of {choices}; got {_shortened(repr(reduction))}")
+        raise ValueError(f"{fn}: reduction must be one of {choices}; got {hints.shortened(repr(reduction))}")
 
 
 def check_flag(fn: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{fn}: {name} must be True or False; got {_kind(value)}{_static_hint(name, value)}")
+        raise TypeError(
+            f"{fn}: {name} must be True or False; got {hints.kind_of(value)}{hints.static_hint(name, value)}"
+        )
 
 
 def row_shape(scores: Array, axis: int) -> tuple[int, ...]:
@@ -448,57 +417,3 @@ def as_real(fn: str, name: str, value: Any, wanted: str = "an array of numbers")
 
 def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-
-
-def _holds_text(value: Any) -> bool:
-    """Whether text is in a list: jax asks NumPy for a dtype of that name then, which warns for some letters."""
-    return isinstance(value, str | list | tuple) and any(isinstance(leaf, str) for leaf in jax.tree.leaves(value))
-
-
-def _content(value: Any) -> str:
-    """What came instead of numbers, in a few words."""
-    kind = type(value).__name__
-    if isinstance(value, str):
-        return f"{kind} {_shortened(repr(value))}"
-    if _holds_text(value):
-        return f"{kind} of text"
-    if isinstance(value, list | tuple):
-        try:
-            value = np.asarray(value)
-        except ValueError:
-            return f"{kind} whose parts differ in shape"
-    if not isinstance(value, np.ndarray):
-        return kind
-    if value.dtype.kind == "O" and all(isinstance(entry, int) for entry in value.flat):
-        are_wide = any(not -(2**63) <= entry < 2**64 for entry in value.flat)
-        return f"{kind} of integers beyond 64 bits" if are_wide else f"{kind} of dtype object"
-    return f"{kind} of {'text' if value.dtype.kind in 'US' else f'dtype {value.dtype.name}'}"
-
-
-def _content_hint(name: str, value: Any) -> str:
-    if name == "class_weight" and isinstance(value, dict):
-        return "; did you mean a list of its values, in the order of the ids?"
-    if name == "class_weight" and isinstance(value, str) and value == "balanced":
-        return "; did you mean balanced_class_weights(class_counts(labels, num_classes))?"
-    content = _content(value)
-    if name in ("labels", "target") and content.endswith("of text"):
-        return f"; for class names, np.unique({name}, return_inverse=True) gives ids"
-    if content.endswith("of dtype object"):
-        return f"; did you mean np.asarray({name}, dtype=...), with a dtype of numbers?"
-    return "; leave it out for the default" if value is None and name in _WITH_DEFAULT else ""
-
-
-def _static_hint(name: str, value: Any) -> str:
-    return f"; under jax.jit, name {name} in static_argnames or close over it" if isinstance(value, Tracer) else ""
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tracer):
-        return f"a traced value ({value.aval.str_short()})"
-    return f"{_shortened(repr(value))} ({type(value).__name__})"
-
-
-def _shortened(text: str) -> str:
-    """One line of it at most."""
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

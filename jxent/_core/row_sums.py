@@ -113,7 +113,7 @@ def is_split(x: Array, axis: int) -> bool:
 
 
 def below_max(o: Operands, axis: int) -> Array:
-    """1 where d < 0, else 0: −sign(d), in two thirds of the time. NaN stays NaN."""
+    """1 where d < 0, else 0: −sign(d), in half of the time. NaN stays NaN."""
     return jnp.minimum((jnp.expand_dims(o.row_max, axis) - o.logits.astype(o.row_max.dtype)) * o.highest, o.one)
 
 

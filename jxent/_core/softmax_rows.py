@@ -176,7 +176,7 @@ def _class_sums(
     class_weight: Array | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """What `_rows` needs to have summed over the classes: for the losses, and for their derivatives alone."""
-    shared = differentiated and is_ids(labels) and not smooth and shares_exp(logits, row_max, axis)
+    shared = differentiated and _shares_exp(axis, smooth, logits, row_max, labels)
     if cpu and not shared:
         logits, row_max = lax.optimization_barrier((logits, row_max))
     sums = RowSums(axis, cpu, logits, row_max, labels, class_weight, shared)
@@ -198,6 +198,11 @@ def _class_sums(
         result["live_dot_d"] = sums.of(live_weight_dot_d)
         of_slope["live_below_max"] = sums.of(live_weight_below_max)
     return result, of_slope
+
+
+def _shares_exp(axis: int, smooth: bool, logits: Array, row_max: Array, labels: Array) -> bool:
+    """Whether the rows have one sum, and its exp(d) may be kept for the gradient."""
+    return is_ids(labels) and not smooth and shares_exp(logits, row_max, axis)
 
 
 def _rows(row_max: Array, sums: dict[str, Array], is_bad: Array | None) -> Rows:
@@ -235,7 +240,7 @@ def row_tangents(
 ) -> Rows:
     """The tangents of `rows`: linear in the `d_` arguments, of which None stands for zero."""
     constant = jnp.zeros_like(rows.row_max)
-    if not (is_ids(labels) and rows.spread is None and shares_exp(logits, rows.row_max, axis)):
+    if not _shares_exp(axis, rows.spread is not None, logits, rows.row_max, labels):
         # Else XLA:CPU computes one [N, V] array (a conversion, a broadcast row_max) for both passes to share.
         rows, logits = cpu_barrier((rows, logits))
     rows = jax.tree.map(lambda field: jnp.expand_dims(field, axis), rows)
