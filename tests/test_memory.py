@@ -3,7 +3,6 @@
 Compiled for the CPU and never run. Everything is counted in rows: N float32 numbers.
 """
 
-import ctypes
 import resource
 
 import jax
@@ -13,6 +12,7 @@ import optax
 import pytest
 
 import jxent
+from tests import page_faults
 from tests.losses import LOSSES, VARIANTS, by_name
 
 # Barriers keep some row-sized arrays apart that XLA would otherwise have fused away.
@@ -34,7 +34,6 @@ PAIRWISE = [
     tuple(name for name, mask in zip(SETTINGS, range(1, 8), strict=True) if (run & mask).bit_count() % 2)
     for run in range(8)
 ]
-OPTIONS = {"no options": (), "all options": SETTINGS[2:]}
 
 
 def windows(num_classes):
@@ -103,58 +102,39 @@ def test_softmax_cross_entropy_takes_memory_for_rows_only(settings):
 
 @DTYPES
 @pytest.mark.parametrize("kind", ["ids", "distributions"])
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", page_faults.OPTIONS)
 @pytest.mark.parametrize("num_classes", [1000, 32769, 50257])
 def test_softmax_cross_entropy_takes_memory_for_rows_only_with_many_classes(num_classes, options, kind, dtype):
-    assert_takes_rows((512, num_classes), dtype, kind, OPTIONS[options])
+    assert_takes_rows((512, num_classes), dtype, kind, page_faults.OPTIONS[options])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("kind", ["ids", "distributions"])
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", page_faults.OPTIONS)
 def test_softmax_cross_entropy_takes_memory_for_rows_only_with_aux(options, kind, dtype):
-    assert_takes_rows((512, 1000), dtype, kind, OPTIONS[options], return_aux=True)
+    assert_takes_rows((512, 1000), dtype, kind, page_faults.OPTIONS[options], return_aux=True)
 
 
-def page_faults(compiled, *arguments):
-    """How many pages of memory a call touches for the first time, at the least of a few calls."""
-    # Memory that the C library keeps for later would not be touched for the first time.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
-    counts = []
-    for _ in range(3):
-        trim(0)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        jax.block_until_ready(compiled(*arguments))
-        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return min(counts)
+@pytest.fixture(scope="module")
+def faults():
+    return page_faults.measured()
 
 
 @DTYPES
 @pytest.mark.parametrize("kind", ["ids", "distributions"])
-@pytest.mark.parametrize("options", OPTIONS)
-def test_softmax_cross_entropy_takes_no_memory_that_the_compiler_does_not_tell_of(rng, options, kind, dtype):
+@pytest.mark.parametrize("options", page_faults.OPTIONS)
+def test_softmax_cross_entropy_takes_no_memory_that_the_compiler_does_not_tell_of(faults, options, kind, dtype):
     """XLA:CPU writes long rows out in memory of its own that `memory_analysis()` leaves out. Run, to see it."""
-    n, v = 256, 50257
-    logits = jnp.asarray(rng.normal(size=(n, v)), dtype)
-    labels = jnp.asarray(rng.integers(0, v, n)) if kind == "ids" else jax.nn.softmax(logits)
-    values = {"class_weight": jnp.ones(v), "where": labels >= 0 if kind == "ids" else jnp.ones(n, bool)}
-    values |= {"label_smoothing": 0.1, "z_loss": 1e-4, "sample_weight": jnp.ones(n)}
-    chosen = {name: value for name, value in values.items() if name in OPTIONS[options]}
-
-    def mean(logits, labels):
-        return jxent.softmax_cross_entropy(logits, labels, reduction="mean", **chosen)
-
-    limit = 0.1 * 4 * n * v / resource.getpagesize()
-    forward = page_faults(jax.jit(mean).lower(logits, labels).compile(), logits, labels)
-    assert forward <= limit
-    gradient = page_faults(jax.jit(jax.grad(mean)).lower(logits, labels).compile(), logits, labels)
-    assert gradient <= limit + logits.nbytes / resource.getpagesize()
+    size = page_faults.N * page_faults.V
+    limit = 0.1 * 4 * size / resource.getpagesize()
+    counted = faults[f"{options}-{kind}-{dtype.__name__}"]
+    assert counted["forward"] <= limit
+    gradient = size * jnp.dtype(dtype).itemsize / resource.getpagesize()
+    assert 0.9 * gradient <= counted["grad"] <= gradient + limit
 
 
-def test_page_faults_tell_of_hidden_memory():
-    x = jnp.ones((256, 50257))
-    compiled = jax.jit(lambda x: jnp.sum(jnp.exp(x), -1)).lower(x).compile()
-    assert page_faults(compiled, x) > 0.2 * x.nbytes / resource.getpagesize()
+def test_page_faults_tell_of_hidden_memory(faults):
+    assert faults["hidden"] > 0.9 * 4 * page_faults.N * page_faults.V / resource.getpagesize()
 
 
 @DTYPES
