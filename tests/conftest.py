@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from jxent._core import row_sums
+
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -12,6 +14,21 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """As if there were one: the CPU then cuts long rows around their labels."""
+    monkeypatch.setattr(row_sums, "_num_cpu_devices", lambda: 1)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(params=["one device", "four devices"])
+def devices(request):
+    if request.param == "one device":
+        request.getfixturevalue("one_device")
 
 
 @pytest.fixture

@@ -92,6 +92,17 @@ def test_rows_longer_than_a_window_stay_where_they_are(num_classes):
     assert program.memory_analysis().temp_size_in_bytes < 100 * 4 * ROWS
 
 
+@pytest.mark.parametrize("num_classes", [8192, 40_000])
+def test_no_logits_are_gathered_where_only_jit_knows_the_shardings(num_classes):
+    structs, _ = arguments_on(make_mesh(), "ids", num_classes)
+    shardings = {name: struct.sharding for name, struct in structs.items()}
+    bare = {name: jax.ShapeDtypeStruct(struct.shape, struct.dtype) for name, struct in structs.items()}
+    plain = functools.partial(loss, reduction="none", with_options=False)
+    program = jax.jit(plain, in_shardings=(shardings,)).lower(bare).compile()
+    assert {collective.kind for collective in collectives(program)} == {"all-reduce"}
+    assert sum(sum(collective.sizes) for collective in collectives(program)) / ROWS == NUMBERS["ids", False]
+
+
 def test_predicted_classes_of_a_vocab_axis_take_one_number_a_row():
     structs, specs = arguments_on(make_mesh(), "ids")
     rows = functools.partial(loss, reduction="none", with_options=False, vocab_axis_name="classes")

@@ -36,8 +36,8 @@ SABOTAGES = {
     ),
     "mask dropped from the gradient": Sabotage(
         ROWS,
-        "x = jnp.where(where, x, -jnp.inf)",
-        "x = x + 0",
+        "x = _counted(logits.astype(dtype), where, axis)",
+        "x = logits.astype(dtype)",
         SOFTMAX,
         "masked_rows_are_exactly_zero and nan and softmax",
     ),
@@ -153,9 +153,7 @@ SABOTAGES = {
         "tests/test_memory.py",
         "reverse_mode",
     ),
-    "barriers dropped": Sabotage(
-        SUMS, "if self.cpu and not self.shared:", "if False:", "tests/test_memory.py", "rows_only"
-    ),
+    "barriers dropped": Sabotage(SUMS, "if self.cpu:", "if False:", "tests/test_memory.py", "rows_only"),
     "smoothing by the classes of one device": Sabotage(
         ROWS,
         "| summed(of_slope, vocab_axis_name)",
@@ -187,6 +185,22 @@ SABOTAGES = {
     ),
     "windows cut anywhere": Sabotage(
         SUMS, "while width % 2 == 0", "while width % 2 > 1", "tests/test_communication.py", "window and 40000"
+    ),
+    "label counted in its window": Sabotage(SUMS, "(ids != y) & ", "", SOFTMAX, "anywhere_in_a_long_row"),
+    "last window counted twice": Sabotage(SUMS, " & (ids >= own * width)", "", SOFTMAX, "anywhere_in_a_long_row"),
+    "window of a bad label left out": Sabotage(
+        SUMS,
+        "own, is_known = y // width, y >= 0",
+        "own, is_known = y // width, y == y",
+        SOFTMAX,
+        "anywhere_in_a_long_row",
+    ),
+    "exp kept for the gradient without the mask": Sabotage(
+        ROWS,
+        "d = _counted(logits, where, axis) - jnp",
+        "d = logits - jnp",
+        "tests/test_memory.py",
+        "keeps_the_exp",
     ),
     "second derivative subtracted": Sabotage(
         "_core/sigmoid_terms.py",

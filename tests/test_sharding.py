@@ -164,3 +164,14 @@ def test_mean_psum_over_unequal_shards_is_the_mean_of_the_whole(rng):
     mean_of_means = over_mesh(lambda *a: jax.lax.pmean(loss(*a, "mean"), "data"), out_specs=P())
     mean_of_means = jax.jit(mean_of_means)(logits, labels)
     assert abs(mean_of_means - wanted[0]) > 0.1
+
+
+@pytest.mark.usefixtures("one_device")
+def test_long_rows_on_an_explicit_mesh_of_one_device(rng):
+    """As a sharded program is run to look for its faults."""
+    mesh = jax.make_mesh((1,), ("classes",), axis_types=(AxisType.Explicit,))
+    logits, labels = rng.normal(size=(4, 8192)).astype(np.float32), np.arange(4)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(logits, NamedSharding(mesh, P(None, "classes")))
+        loss = jax.jit(jxent.softmax_cross_entropy)(split, labels)
+    np.testing.assert_allclose(loss, oracle.softmax_rows(logits, labels)[0], rtol=1e-6)

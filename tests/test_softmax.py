@@ -457,3 +457,63 @@ def test_vocabulary_beyond_float32_integers():
     logits[0, num_classes - 2] = 40.0
     loss = jax.jit(jxent.softmax_cross_entropy)(logits, np.array([num_classes - 2]))
     np.testing.assert_allclose(loss, np.log1p((num_classes - 1) * np.exp(-40.0)), rtol=2e-6)
+
+
+@pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("num_classes", [8191, 8192, 2**14 + 100, 2**16 + 1])
+def test_labels_anywhere_in_a_long_row(num_classes, dtype, axis, rng):
+    """The classes near a label are summed by themselves: at the ends of windows, and in a last one that is cut short."""
+    from_an_end = np.array([0, 1, 127, 128, 255, 256, 511, 512])
+    good = np.concatenate([from_an_end, num_classes - 1 - from_an_end])
+    labels = np.append(good, [num_classes, -1])
+    rows = np.arange(good.size)
+    logits = rng.normal(size=(labels.size, num_classes)) - 30
+    logits[rows, good] += np.resize([0, 30, 60], good.size)
+    logits[rows, (good + 1) % num_classes] += np.resize([0, 0, 0, 30], good.size)
+    logits[rows, (good + 2) % num_classes] = np.resize([-np.inf, 0], good.size)
+    logits = jnp.asarray(logits, dtype)
+
+    call = jax.jit(functools.partial(jxent.softmax_cross_entropy, axis=axis, return_aux=True))
+    loss, aux = call(jnp.moveaxis(logits, -1, axis), labels)
+    wide = np.asarray(logits, np.float64)
+    beside = wide[:-2] - wide[rows, good][:, None]
+    beside[rows, good] = -np.inf
+    np.testing.assert_allclose(loss[:-2], np.log1p(np.exp(beside).sum(-1)), rtol=2e-6)
+    np.testing.assert_array_equal(loss[-2:], np.nan)
+    np.testing.assert_allclose(aux.log_z, np.log(np.exp(wide).sum(-1)), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize("num_classes", [40000, 2**16])
+@pytest.mark.parametrize("rows", [(), (1,), (1, 1), (2,)], ids=str)
+def test_a_single_long_row(rows, num_classes, rng):
+    """XLA:CPU (jaxlib 0.10) gives all windows of one row the same iota."""
+    logits = rng.normal(size=(*rows, num_classes)).astype(np.float32)
+    labels = np.full(rows, num_classes - 5)
+    expected_rows, _ = oracle.softmax_rows(logits, labels)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jnp.asarray(logits, dtype)
+        total = functools.partial(jxent.softmax_cross_entropy, labels=labels, reduction="sum")
+        value, gradient = jax.jit(jax.value_and_grad(total))(x)
+        tolerance = 1e-6 if dtype == jnp.float32 else 1e-2
+        np.testing.assert_allclose(value, expected_rows.sum(), rtol=tolerance)
+        p = np.asarray(jax.nn.softmax(x.astype(jnp.float32)), np.float64)
+        p[..., num_classes - 5] -= 1
+        np.testing.assert_allclose(np.asarray(gradient, np.float64), p, atol=tolerance * 1e-2, rtol=tolerance)
+
+
+@pytest.mark.usefixtures("devices")
+def test_what_a_long_row_holds_is_not_hidden_by_its_windows(rng):
+    """Masked rows are 0 and others NaN, whether NaN or inf stands near the label or far from it."""
+    logits = rng.normal(size=(6, 9000)).astype(np.float32)
+    labels = np.full(6, 300)
+    for row, (column, entry) in enumerate(
+        [(301, np.nan), (8999, np.nan), (301, np.inf), (300, np.inf), (8999, np.inf)]
+    ):
+        logits[row, column] = entry
+    where = np.array([False, True, True, True, True, True])
+    loss = jax.jit(jxent.softmax_cross_entropy)(logits, labels, where=where)
+    expected_row, _ = oracle.softmax_rows(logits[5], 300)
+    np.testing.assert_allclose(loss, [0, *[np.nan] * 4, expected_row], rtol=1e-6)

@@ -19,18 +19,19 @@ from jax.custom_derivatives import SymbolicZero
 from jxent._core.dtypes import compute_dtype
 from jxent._core.platform import cpu_barrier
 from jxent._core.row_sums import (
+    LONGEST_FUSED_ROW,
     RowSums,
     along,
     below_max,
     class_ids,
     entry_at,
     exp_below_max,
-    exp_of_others,
+    exp_but_at,
     live,
     live_weight,
     live_weight_below_max,
     live_weight_dot_d,
-    shares_exp,
+    row_sum,
     target,
     target_below_max,
     target_dot_d,
@@ -125,7 +126,7 @@ def _softmax_rows(
 # T·p − t cancels where p → 1, which is why `_label_slope` and `target_slope` write that element differently. The rule
 # calls `_softmax_rows` for its primal, so it is itself differentiable to any order, and the tangent map runs under
 # `jax.checkpoint`: reverse mode keeps its inputs and the O(N) `rows`, and remakes the [N, V] softmax on the way back
-# (but see `shares_exp`).
+# (but see `_keeps_exp`).
 # All that it sums over the classes is linear in a tangent, so that its transpose is elementwise and sums nothing.
 def _softmax_rows_jvp(
     axis: int, smooth: bool, vocab_axis_name: VocabAxis, differentiated: bool, primals: Any, tangents: Any
@@ -153,7 +154,7 @@ def _forward(
     row_max = highest(jnp.max(logits, axis).astype(compute_dtype(logits.dtype)), vocab_axis_name)
     own = own_ids(labels, logits.shape[axis], vocab_axis_name) if is_ids(labels) else labels
     sums, of_slope = lax.platform_dependent(
-        *aligned((logits, row_max, own, class_weight)),
+        *aligned((logits, row_max, own, class_weight, where)),
         cpu=partial(_class_sums, axis, smooth, True, differentiated),
         default=partial(_class_sums, axis, smooth, False, False),
     )
@@ -174,15 +175,19 @@ def _class_sums(
     row_max: Array,
     labels: Array,
     class_weight: Array | None,
+    where: Array | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """What `_rows` needs to have summed over the classes: for the losses, and for their derivatives alone."""
-    shared = differentiated and _shares_exp(axis, smooth, logits, row_max, labels)
-    if cpu and not shared:
+    others = None
+    if differentiated and _keeps_exp(axis, smooth, logits, row_max, labels):
+        others = _kept_sum_of_others(axis, logits, row_max, labels, where)
+    elif cpu:
         logits, row_max = lax.optimization_barrier((logits, row_max))
-    sums = RowSums(axis, cpu, logits, row_max, labels, class_weight, shared)
+    sums = RowSums(axis, cpu, logits, row_max, labels, class_weight)
     if is_ids(labels):
         d_label = entry_at(logits, labels, axis, cpu).astype(row_max.dtype) - row_max
-        result, of_slope = {"d_label": jnp.where(labels < 0, 0, d_label), "others": sums.of(exp_of_others)}, {}
+        others = sums.of_others() if others is None else others
+        result, of_slope = {"d_label": jnp.where(labels < 0, 0, d_label), "others": others}, {}
     else:
         # The number of maxima, whose exp(0) = 1 the sum leaves out. The select keeps XLA:CPU (jaxlib 0.10) from fusing the
         # two sums, for which it writes out what they have in common.
@@ -200,9 +205,26 @@ def _class_sums(
     return result, of_slope
 
 
-def _shares_exp(axis: int, smooth: bool, logits: Array, row_max: Array, labels: Array) -> bool:
-    """Whether the rows have one sum, and its exp(d) may be kept for the gradient."""
-    return is_ids(labels) and not smooth and shares_exp(logits, row_max, axis)
+def _keeps_exp(axis: int, smooth: bool, logits: Array, row_max: Array, labels: Array) -> bool:
+    """Whether XLA:CPU is to keep the exp(d) that a row sums for its gradient: the memory of the logits' gradient, where that
+    is an array of the program, holds it meanwhile, being of the same dtype. With more sums, or narrower logits, it would
+    take [N, V] of its own; and over longer rows it saves no time.
+    """
+    is_short = logits.shape[axis] <= LONGEST_FUSED_ROW
+    return is_ids(labels) and not smooth and logits.dtype == row_max.dtype and is_short
+
+
+def _kept_sum_of_others(axis: int, logits: Array, row_max: Array, labels: Array, where: Array | None) -> Array:
+    """`RowSums.of_others` out of the very array that `_label_slope` computes, so that XLA:CPU computes it once."""
+    if where is not None:
+        row_max = jnp.where(where, row_max, 0)
+    d = _counted(logits, where, axis) - jnp.expand_dims(row_max, axis)
+    return row_sum(exp_but_at(jnp.expand_dims(labels, axis), d, axis), axis, cpu=True)
+
+
+def _counted(x: Array, where: Array | None, axis: int) -> Array:
+    """A masked row is one whose classes are all dead."""
+    return x if where is None else jnp.where(jnp.expand_dims(where, axis), x, -jnp.inf)
 
 
 def _rows(row_max: Array, sums: dict[str, Array], is_bad: Array | None) -> Rows:
@@ -240,17 +262,17 @@ def row_tangents(
 ) -> Rows:
     """The tangents of `rows`: linear in the `d_` arguments, of which None stands for zero."""
     constant = jnp.zeros_like(rows.row_max)
-    if not _shares_exp(axis, rows.spread is not None, logits, rows.row_max, labels):
+    keeps_exp = _keeps_exp(axis, rows.spread is not None, logits, rows.row_max, labels)
+    if not keeps_exp:
         # Else XLA:CPU computes one [N, V] array (a conversion, a broadcast row_max) for both passes to share.
         rows, logits = cpu_barrier((rows, logits))
     rows = jax.tree.map(lambda field: jnp.expand_dims(field, axis), rows)
     dtype, zero = rows.row_max.dtype, jnp.zeros_like(rows.row_max)
-    # A masked row is one whose classes are all dead and whose target is 0: every slope below is then exactly 0.
-    x = logits.astype(dtype)
+    # The target of a masked row is 0, too: every slope below is then exactly 0.
+    x = _counted(logits.astype(dtype), where, axis)
     w, d_w = (None if c is None else along(c, x.ndim, axis) for c in (class_weight, d_class_weight))
     if where is not None:
         where = jnp.expand_dims(where, axis)
-        x = jnp.where(where, x, -jnp.inf)
         w = None if w is None else jnp.where(where, w, 0)
     d = x - rows.row_max
     is_dead = d == -jnp.inf
@@ -259,7 +281,7 @@ def row_tangents(
     if is_ids(labels):
         label = TargetRows(zero, None, None)
         if v is not None:
-            slope = _label_slope(d, rows, labels, axis, vocab_axis_name)
+            slope = _label_slope(d, rows, labels, keeps_exp, axis, vocab_axis_name)
             label = label._replace(loss=jnp.sum(slope * v, axis, keepdims=True))
     else:
         t, d_t = _distribution(labels, w, d_labels, d_w, where, dtype)
@@ -270,7 +292,12 @@ def row_tangents(
         t = jnp.where(is_dead, 0, jnp.ones_like(d) if w is None else w)
         d_t = None if d_w is None else jnp.where(is_dead, 0, d_w)
         spread = _target_tangents(axis, d, rows, rows.spread, t, is_dead, v, d_t)
-    excess = zero if v is None else jnp.sum(jnp.exp(d) * v, axis, keepdims=True)
+    excess = zero
+    if v is not None:
+        exp = jnp.exp(d)
+        if keeps_exp:
+            exp = _exp_of_kept(d, rows, labels, where, axis, vocab_axis_name)
+        excess = jnp.sum(exp * v, axis, keepdims=True)
     label, spread, excess = summed(_squeezed((label, spread, excess), axis), vocab_axis_name)
     return Rows(label, spread, None if spread is None else constant, constant, excess)
 
@@ -307,11 +334,22 @@ def _target_tangents(
     return TargetRows(loss, mass, others)
 
 
-def _label_slope(d: Array, rows: Rows, labels: Array, axis: int, vocab_axis_name: VocabAxis) -> Array:
+def _label_slope(d: Array, rows: Rows, labels: Array, keeps_exp: bool, axis: int, vocab_axis_name: VocabAxis) -> Array:
     """∂loss/∂x for ids: p_c, and p_y − 1 = expm1(−loss) at the label; NaN all along the row of a bad id."""
     y = jnp.expand_dims(own_ids(labels, d.shape[axis], vocab_axis_name), axis)
     scale = jnp.where(jnp.expand_dims(labels < 0, axis), jnp.nan, 1 / (1 + rows.excess))
-    return jnp.where(class_ids(d.shape, axis) == y, jnp.expm1(-rows.label.loss), jnp.exp(d) * scale)
+    exp = exp_but_at(y, d, axis) if keeps_exp else jnp.exp(d)
+    return jnp.where(class_ids(d.shape, axis) == y, jnp.expm1(-rows.label.loss), exp * scale)
+
+
+def _exp_of_kept(
+    d: Array, rows: Rows, labels: Array, where: Array | None, axis: int, vocab_axis_name: VocabAxis
+) -> Array:
+    """exp(d), out of the array that `_label_slope` has: with another one XLA:CPU would keep both."""
+    y = jnp.expand_dims(own_ids(labels, d.shape[axis], vocab_axis_name), axis)
+    at_label = jnp.exp(-rows.label.loss) * (1 + rows.excess)
+    at_label = at_label if where is None else jnp.where(where, at_label, 0)
+    return jnp.where(class_ids(d.shape, axis) == y, at_label, exp_but_at(y, d, axis))
 
 
 def target_slope(d: Array, rows: Rows, target: TargetRows, t: Array) -> Array:
