@@ -16,12 +16,6 @@ ROWS_ON_GPU = 40 + 8 * CLASSES // 256
 # The plain softmax losses of ids, everywhere.
 ROWS_OF_IDS = 15
 PLAIN_IDS = {"softmax_cross_entropy-ids", "softmax_focal_loss-ids", "poly1_cross_entropy-ids"}
-# Where XLA:GPU does write out what value and gradient share, and how many [N, V] arrays in float32 that makes. optax's
-# sigmoid focal loss takes five in bfloat16.
-ARRAYS_ON_GPU = {
-    ("sigmoid_focal_loss-soft", "bfloat16"): 3,
-    ("sigmoid_focal_loss-soft", "float32"): 1,
-}
 # One dtype will do for the second TPU, whose compiler is that of the first, and for calls of the functions above them.
 # `python -m benchmarks.compilers` compiles all.
 PROGRAMS = [
@@ -62,7 +56,7 @@ def most_rows(platform, case, dtype):
         return ROWS_OF_IDS
     if platform.startswith("TPU"):
         return ROWS_ON_TPU
-    return ROWS_ON_GPU + ARRAYS_ON_GPU.get((case, dtype), 0) * CLASSES
+    return ROWS_ON_GPU
 
 
 def test_every_public_loss_is_compiled():

@@ -305,13 +305,14 @@ def made_in_float64(jaxpr):
     """The primitives, in the functions that it calls too, which make float64 arrays that are no scalars."""
     made = []
     for equation in jaxpr.eqns:
-        avals = [variable.aval for variable in equation.outvars]
-        if equation.primitive.name not in PASSING:
+        parameters = [p if isinstance(p, tuple | list) else [p] for p in equation.params.values()]
+        inner = [getattr(part, "jaxpr", part) for parts in parameters for part in parts]
+        called = [part for part in inner if hasattr(part, "eqns")]
+        made += [pair for part in called for pair in made_in_float64(part)]
+        # What a call hands out is made, or handed on, by what it consists of.
+        if not called and equation.primitive.name not in PASSING:
+            avals = [variable.aval for variable in equation.outvars]
             made += [(equation.primitive.name, str(a)) for a in avals if a.dtype == jnp.float64 and a.ndim]
-        for parameter in equation.params.values():
-            for part in parameter if isinstance(parameter, tuple | list) else [parameter]:
-                inner = getattr(part, "jaxpr", part)
-                made += made_in_float64(inner) if hasattr(inner, "eqns") else []
     return made
 
 

@@ -202,6 +202,20 @@ SABOTAGES = {
         "tests/test_memory.py",
         "keeps_the_exp",
     ),
+    "binary terms free to be written out in parts": Sabotage(
+        "_core/platform.py",
+        "cpu=_selected, default=_same",
+        "default=_same",
+        "tests/test_memory.py",
+        "one_array_at_most",
+    ),
+    "binary value and gradient free to share": Sabotage(
+        "_core/platform.py",
+        "list(_barrier(platforms, primals))",
+        "list(primals)",
+        "tests/test_memory.py",
+        "one_array_at_most",
+    ),
     "second derivative subtracted": Sabotage(
         "_core/sigmoid_terms.py",
         "sigmoid(x) * sigmoid(-x) * d_x",

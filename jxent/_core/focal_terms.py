@@ -5,7 +5,6 @@ every γ ≥ 0, to any order: (s^γ)' = γ · s^γ · (s' / s), where s' vanishe
 taken as 0 at s = 0.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from jxent._core.platform import cpu_barrier
+from jxent._core.platform import cpu_whole, remade
 from jxent._core.sigmoid_terms import masked_elements, product, sigmoid, softplus
 
 
@@ -24,7 +23,8 @@ def modulated(loss: Array, miss: Array, gamma: Array) -> Array:
     return jnp.where(is_infinite, loss, _power(miss, gamma) * jnp.where(is_infinite, 0, loss))
 
 
-@partial(jax.checkpoint, prevent_cse=False)
+# Else XLA:GPU writes out what value and gradient have in common, in up to three float32 arrays.
+@remade("cpu", "cuda", "rocm")
 @jax.jit
 def sigmoid_focal_terms(
     logits: Array, labels: Array, alpha: Array | None, gamma: Array | None, where: Array | None
@@ -39,7 +39,7 @@ def sigmoid_focal_terms(
         loss = modulated(loss, (1 - y) * sigmoid(x) + y * sigmoid(-x), gamma)
     if alpha is not None:
         loss = product(alpha * y + (1 - alpha) * (1 - y), loss)
-    return cpu_barrier(loss if where is None else jnp.where(where, loss, 0))
+    return cpu_whole(loss if where is None else jnp.where(where, loss, 0))
 
 
 @jax.custom_jvp

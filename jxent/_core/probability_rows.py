@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jxent._core.dtypes import compute_dtype
+from jxent._core.platform import remade
 from jxent._core.row_sums import along, class_ids, entry_at
 from jxent._core.sigmoid_terms import masked_elements, smoothed
 from jxent._core.targets import is_ids
@@ -102,7 +103,7 @@ def probability_rows(
     return _probability_rows(scores, labels, class_weight, where, axis, are_probs, smooth)
 
 
-@partial(jax.checkpoint, prevent_cse=False)
+@remade("cpu")
 @jax.jit
 def binary_probability_terms(
     probs: Array, labels: Array, pos_weight: Array | None, smoothing: Array | None, where: Array | None

@@ -3,7 +3,6 @@
 softplus(x) = log(1 + exp(x)) = max(x, 0) + log1p(exp(−|x|)),   softplus' = σ,   σ'(x) = σ(x)·σ(−x)
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,10 +11,10 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jxent._core.dtypes import compute_dtype
-from jxent._core.platform import cpu_barrier
+from jxent._core.platform import cpu_whole, remade
 
 
-@partial(jax.checkpoint, prevent_cse=False)
+@remade("cpu")
 @jax.jit
 def sigmoid_terms(
     logits: Array, labels: Array, pos_weight: Array | None, smoothing: Array | None, where: Array | None
@@ -35,8 +34,7 @@ def sigmoid_terms(
     y = smoothed(y, smoothing)
     positive = y if pos_weight is None else pos_weight * y
     loss = product(positive, softplus(-x)) + product(1 - y, softplus(x))
-    # Else XLA:CPU writes out what a sum of the loss is made of, array by array.
-    return cpu_barrier(loss if where is None else jnp.where(where, loss, 0))
+    return cpu_whole(loss if where is None else jnp.where(where, loss, 0))
 
 
 def masked_elements(
