@@ -89,7 +89,8 @@ def test_rows_longer_than_a_window_stay_where_they_are(num_classes):
     structs, _ = arguments_on(make_mesh(), "ids", num_classes)
     program = jax.jit(functools.partial(loss, reduction="none", with_options=True)).lower(structs).compile()
     assert {collective.kind for collective in collectives(program)} == {"all-reduce"}
-    assert program.memory_analysis().temp_size_in_bytes < 100 * 4 * ROWS
+    # Numbers for each row, and one for each class.
+    assert program.memory_analysis().temp_size_in_bytes < 4 * (100 * ROWS + num_classes // 2)
 
 
 @pytest.mark.parametrize("num_classes", [8192, 40_000])
