@@ -31,16 +31,16 @@ _UNIT = 1 / _EXACT_FLOAT32_INTEGERS
 class Operands(NamedTuple):
     """What the terms of a row sum are made of: [N, V] logits, [N] row_max, labels of either kind, [V] or None.
 
-    `position` of a class is its id · 2⁻²⁴, for `exp_of_others`.
+    `exp_of_others` has the [V] `position` of each class too: its id · 2⁻²⁴.
     """
 
     logits: Array
     row_max: Array
     labels: Array
     class_weight: Array | None
-    position: Array
     one: Array
     highest: Array
+    position: Array | None = None
 
 
 class RowSums:
@@ -62,8 +62,7 @@ class RowSums:
         dtype = row_max.dtype
         constants = (jnp.array(c, dtype) for c in (1, jnp.finfo(dtype).max))
         self.axis, self.cpu = axis, cpu
-        position = lax.iota(dtype, logits.shape[axis]) * _UNIT
-        self.operands = Operands(logits, row_max, labels, class_weight, position, *constants)
+        self.operands = Operands(logits, row_max, labels, class_weight, *constants)
 
     def of(self, term: Callable[[Operands, int], Array]) -> Array:
         self._part()
@@ -77,6 +76,8 @@ class RowSums:
             return _others_in_windows(self.operands, self.axis)
         if not self.cpu or _few(o, self.axis) or o.logits.shape[self.axis] > _EXACT_FLOAT32_INTEGERS:
             return self.of(_exp_selected)
+        # Of a float iota within a sum, XLA:CPU (jaxlib 0.10) gives all windows of a single row the numbers of the first.
+        self.operands = o._replace(position=lax.iota(o.row_max.dtype, o.logits.shape[self.axis]) * _UNIT)
         return self.of(exp_of_others)
 
     def _part(self) -> None:
@@ -195,6 +196,7 @@ def exp_below_max(o: Operands, axis: int) -> Array:
 
 def exp_of_others(o: Operands, axis: int) -> Array:
     """exp(d), and 0 at the label."""
+    assert o.position is not None
     position = along(o.position, o.logits.ndim, axis)
     # At most 1, and so is its square, which rounds up to 1 but where it is 0.
     distance = position - jnp.expand_dims(o.labels.astype(position.dtype) * _UNIT, axis)
