@@ -33,8 +33,8 @@ from jax.sharding import PartitionSpec as P
 
 import jxent
 from jxent import torch_compat
-from tests.hlo import collectives
 from tests.losses import LOSSES, VARIANTS
+from tools.hlo import collectives
 
 ROWS, CLASSES = 8192, 128256
 LINEAR_ROWS, WIDTH = 32768, 4096
@@ -122,7 +122,7 @@ class Compiled(NamedTuple):
         temp_size: `temp_size_in_bytes`, which for a TPU is more than the temporaries that its buffer assignment has: by
             the logits of a chunk, where those live in a loop.
         seconds: what compiling took.
-        sent: the collectives, those of `tests.hlo`, as lists.
+        sent: the collectives, those of `tools.hlo`, as lists.
         error: instead of all this, why it did not compile.
     """
 

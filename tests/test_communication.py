@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jxent
-from tests.hlo import collectives
 from tests.test_sharding import make_mesh
+from tools.hlo import collectives
 
 ROWS, CLASSES = 32, 1000
 SPLIT = P("data", "classes")

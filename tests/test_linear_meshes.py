@@ -12,10 +12,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jxent
-from tests.hlo import collectives
 from tests.linear_problems import Problem, fused, make_problem, materialised
 from tests.test_linear import assert_tree_close
 from tests.test_sharding import make_mesh
+from tools.hlo import collectives
 
 B, T, D, V, CHUNK = 4, 6, 6, 8, 4
 KINDS = pytest.mark.parametrize("kind", ["ids", "soft"])

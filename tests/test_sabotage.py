@@ -397,7 +397,7 @@ def run_on_copy(folder: Path, tests: str, select: str) -> tuple[int | None, str]
 
 def _run_pytest(folder: Path, arguments: list[str], log: Path) -> None:
     """Runs in the fork. The modules that brought it here are those of the unbroken code."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("jxent", "tests")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("jxent", "tests", "tools")]:
         del sys.modules[name]
     os.chdir(folder)
     sys.path.insert(0, str(folder))
@@ -409,7 +409,7 @@ def _run_pytest(folder: Path, arguments: list[str], log: Path) -> None:
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ("jxent", "tests", "docs"):
+    for name in ("jxent", "tests", "tools", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path

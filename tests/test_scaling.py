@@ -11,8 +11,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jxent
-from tests.hlo import collectives
 from tests.markdown import run_examples
+from tools.hlo import collectives
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 NUM_CLASSES, WIDTH, ROWS_PER_DEVICE = 512, 48, 16
