@@ -1,117 +1,125 @@
-"""What each loss and its peers take on accelerators, by the word of their compilers: no device is needed, nothing runs.
+"""What compilers for TPU and GPU plan for each loss and its peers: no device is needed, nothing runs.
 
     pip install -e ".[test,aot]"
-    python -m benchmarks.compilers
+    python -m benchmarks.compilers                # all; about half an hour on two cores
+    python -m benchmarks.compilers --quick        # a few programs of each group; writes nothing
+    python -m benchmarks.compilers few sweep      # two groups, put in the place of those that the files had
 
-writes `benchmarks/results/compilers.json` and `compilers.md`, in some minutes. The programs are those that
-`tests/test_compilers.py` holds to bounds: value and gradient, each compiled for one device.
+writes `benchmarks/results/compilers.json` and `compilers.md`. tokamax takes part where it is installed.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.compilers import CASES, DISTRIBUTIONS, ON_FLOAT32, PLATFORMS, Compilers, missing
+from benchmarks.machine import commit
+from benchmarks.plans.cases import GROUPS, Case
+from benchmarks.plans.page import in_words, page
+from tools.aot import DISTRIBUTIONS, PLATFORMS, Compiled, Compilers, missing
 
 RESULTS = Path(__file__).parent / "results"
-DTYPES = ("bfloat16", "float32")
-MIB = 2**20
+PACKAGES = ("jax", "jaxlib", *(name for names in DISTRIBUTIONS.values() for name in names), "optax", "tokamax")
+
+Record = dict[str, Any]
 
 
-def programs(platform: str) -> list[tuple[str, str, str]]:
-    """The case, whose loss, and the dtype of each program."""
-    return [
-        (name, who, dtype)
-        for name, case in CASES.items()
-        for dtype in DTYPES
-        for who in case.losses
-        if not (who == ON_FLOAT32 and dtype == "float32")
-    ]
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    groups = {name: GROUPS[name] for name in options.groups or GROUPS}
+    chosen = {name: group.quick if options.quick else group.cases for name, group in groups.items()}
+    # Each platform in a thread, with a process of its own.
+    with ThreadPoolExecutor() as pool:
+        made = pool.map(lambda platform: compiled(platform, chosen), options.platforms)
+        records = [record for part in made for record in part]
+    if options.results is not None:
+        write(options.results, records, list(chosen))
 
 
-def measured(platforms: list[str]) -> list[dict[str, Any]]:
-    """One record for each program, of platforms that share a process."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compilers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="a few programs of each group")
+    parser.add_argument("--platforms", nargs="+", choices=PLATFORMS, default=[*PLATFORMS], help="default: all")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="the folder to write to; default: the committed one, or with one of the last two options none",
+    )
+    options = parser.parse_args(arguments)
+    if unknown := set(options.groups) - set(GROUPS):
+        parser.error(f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    for platform in options.platforms:
+        if package := missing(platform):
+            parser.error(f'{platform} needs {package}, which is not installed: pip install -e ".[test,aot]"')
+    is_all = not options.quick and options.platforms == [*PLATFORMS]
+    options.results = options.results or (RESULTS if is_all else None)
+    return options
+
+
+def compiled(platform: str, chosen: dict[str, list[Case]]) -> list[Record]:
+    """One record for each program of a platform."""
     records = []
     with Compilers() as compilers:
-        for platform in platforms:
-            for case, who, dtype in programs(platform):
-                result = compilers.compiled(platform, case, who, dtype)
-                shape = CASES[case].shapes[0][0]
-                shape = (*shape, CASES[case].shapes[1][0][-1]) if case.startswith("linear") else shape
-                records.append(
-                    {"loss": case, "dtype": dtype, "shape": shape, "platform": platform, "who": who}
-                    | {name: value for name, value in result._asdict().items() if name != "sent"}
-                )
-                print(f"{platform}: {case}, {dtype}, {who}: {in_words(records[-1])}", flush=True)
+        for group, cases in chosen.items():
+            for case in cases if platform in GROUPS[group].platforms else []:
+                for who in GROUPS[group].who(case):
+                    result = compilers.compiled(platform, "benchmarks.plans.cases:program", **vars(case), who=who)
+                    if who == "jxent" and result.error and "RESOURCE_EXHAUSTED" not in result.error:
+                        raise RuntimeError(f"{case} for {platform}: {result.error}")
+                    records.append(record_of(group, case, platform, who, result))
+                    print(f"{in_words(records[-1])}, compiled in {result.seconds:.1f} s", flush=True)
     return records
 
 
-def in_words(record: dict[str, Any]) -> str:
-    if record["error"]:
-        return "does not fit"
-    return f"{size(record['temporaries'])} MiB beside arguments and results"
+def record_of(group: str, case: Case, platform: str, who: str, result: Compiled) -> Record:
+    """A line of the JSON file; what is 0 or empty in most of them is left out where it is."""
+    named = {"group": group, **vars(case), "shape": list(case.shape), "platform": platform, "who": who}
+    if result.error:
+        return named | {"error": result.error}
+    rest = {"gathered": result.gathered, "missing": sorted(result.missing), "open_loops": result.open_loops}
+    numbers = {"planned": result.planned, "temporaries": result.temporaries}
+    return named | numbers | {name: value for name, value in rest.items() if value}
 
 
-def size(num_bytes: int) -> str:
-    """In MiB, three digits."""
-    value = num_bytes / MIB
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """One row for each program of jxent, and its peers in the rows below it."""
-    lines = [
-        "| loss | dtype | shape | | temporaries | peak |",
-        "|---|---|---|---|---:|---:|",
-    ]
-    for record in records:
-        is_first = record["who"] == "jxent"
-        what = (record["loss"], record["dtype"], "×".join(map(str, record["shape"]))) if is_first else ("", "", "")
-        numbers = ("does not fit", "") if record["error"] else (size(record["temporaries"]), size(record["peak"]))
-        lines.append(f"| {' | '.join((*what, record['who'], *numbers))} |")
-    return "\n".join(lines)
-
-
-def report(results: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    parts = [
-        "# What the compilers of TPU and GPU say",
-        "Value and gradient of each loss, as the compiler for each device plans it; nothing was run, and nothing here says"
-        " how fast anything is. MiB. *Temporaries* are what is needed beside the arguments and the results, *peak* is"
-        " everything. Written by `python -m benchmarks.compilers`.",
-        f"{results['date']}, {versions}.",
-    ]
-    for platform in PLATFORMS:
-        records = [record for record in results["programs"] if record["platform"] == platform]
-        unfit = {record["error"] for record in records if record["error"]}
-        parts += [f"## {platform}", table(records), *(f"Does not fit: {error}" for error in sorted(unfit))]
-    return "\n\n".join(parts) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
-    folder = parser.parse_args().results
-    for platform in PLATFORMS:
-        if package := missing(platform):
-            parser.error(f'{platform} needs {package}, which is not installed: pip install -e ".[test,aot]"')
-    by_backend = [[p for p in PLATFORMS if PLATFORMS[p].backend == backend] for backend in DISTRIBUTIONS]
-    with ThreadPoolExecutor() as pool:
-        records = [record for part in pool.map(measured, by_backend) for record in part]
-    packages = ["jax", "jaxlib", *(name for names in DISTRIBUTIONS.values() for name in names), "optax"]
+def write(folder: Path, records: list[Record], groups: list[str]) -> None:
+    """Puts the records of these groups into the file, in the place of those that it had, and makes the page anew."""
+    path = folder / "compilers.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"made": {}, "programs": []}
+    now = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "versions": versions()}
     results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "programs": records,
+        "made": {name: now if name in groups else before["made"].get(name) for name in GROUPS},
+        "programs": [
+            r for name in GROUPS for r in (records if name in groups else before["programs"]) if r["group"] == name
+        ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compilers.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (folder / "compilers.md").write_text(report(results), encoding="utf-8")
-    print(f"wrote {folder / 'compilers.json'} and compilers.md")
+    # A line for each group, and for each program.
+    made = ",\n".join(f"  {json.dumps(name)}: {json.dumps(how)}" for name, how in results["made"].items())
+    programs = ",\n".join(f"  {json.dumps(record)}" for record in results["programs"])
+    text = f'{{\n "made": {{\n{made}\n }},\n "programs": [\n{programs}\n ]\n}}\n'
+    path.write_text(text, encoding="utf-8")
+    (folder / "compilers.md").write_text(page(results), encoding="utf-8")
+    print(f"wrote {path} and compilers.md")
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import picture, results
 from benchmarks.results import find
-from benchmarks.units import error, mebibytes, milliseconds, ratio
+from benchmarks.units import error, mebibytes, milliseconds, ratio, table
 
 Record = Mapping[str, Any]
 
@@ -47,12 +47,6 @@ def markdown(run: Record, picture_name: str) -> str:
 
 def _bullets(title: str, lines: Sequence[str]) -> list[str]:
     return ["", f"## {title}", "", *[f"- {line}" for line in lines]] if lines else []
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Of Markdown; the first `left` columns are text, the others numbers."""
-    rule = ["---"] * left + ["---:"] * (len(header) - left)
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
 
 def brief(run: Record) -> list[str]:

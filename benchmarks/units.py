@@ -1,6 +1,8 @@
-"""Numbers as the tables show them."""
+"""Numbers as the tables show them, and the tables."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 NOTHING = "–"
 
@@ -19,6 +21,12 @@ def mebibytes(size: float | None) -> str:
 
 def error(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Of Markdown; the first `left` columns are text, the others numbers."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
 
 def _three_digits(value: float) -> str:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jxent._core import row_sums
+from tools import aot
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -36,3 +37,16 @@ def x64():
     """Runs the test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def compile_for():
+    """What a compiler of `tools.aot` says of a program; where that is not installed, the test is skipped."""
+    with aot.Compilers() as compilers:
+
+        def compile_for(platform, make_program, **options):
+            if package := aot.missing(platform):
+                pytest.skip(f"aot extra: {package} is not installed")
+            return compilers.compiled(platform, make_program, **options)
+
+        yield compile_for

@@ -3,21 +3,117 @@
 Memory beside arguments and results is counted in rows: N float32 numbers, of which a float32 copy of the logits has V.
 """
 
-import pytest
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from tests.compilers import CASES, CLASSES, ON_FLOAT32, PLATFORMS, ROWS, WIDTH, Compilers, missing
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jxent
+from jxent import torch_compat
+from tests.losses import LOSSES, VARIANTS
 from tests.test_api import LOSS_NAMES, TORCH_SIGNATURES
+from tools.aot import PLATFORMS, Program
 
 GIB = 2**30
+ROWS, CLASSES = 8192, 128256
+LINEAR_ROWS, WIDTH = 32768, 4096
+IDS = "softmax_cross_entropy-ids"
 LINEAR = "linear_softmax_cross_entropy-ids"
 ROWS_ON_TPU = 50
 # A GPU shares a long row out among threads that leave a part of each sum for 256 classes; there are up to eight sums.
 ROWS_ON_GPU = 40 + 8 * CLASSES // 256
 # The plain softmax losses of ids, everywhere.
 ROWS_OF_IDS = 15
-PLAIN_IDS = {"softmax_cross_entropy-ids", "softmax_focal_loss-ids", "poly1_cross_entropy-ids"}
+PLAIN_IDS = {IDS, "softmax_focal_loss-ids", "poly1_cross_entropy-ids"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call that gives one number, of which value and gradient are compiled.
+
+    Attributes:
+        function: the name of the public loss, with its module's if that is not `jxent`.
+        call: the loss.
+        shapes: of the arguments, each with a dtype; None stands for the dtype of the case.
+        wrt: the arguments that are differentiated.
+        splits: ways of splitting the arguments over the four devices → the mesh's axes, and their PartitionSpecs.
+    """
+
+    function: str
+    call: Callable[..., Any]
+    shapes: tuple[tuple[tuple[int, ...], Any], ...]
+    wrt: tuple[int, ...] = (0,)
+    splits: dict[str, tuple[dict[str, int], tuple[P, ...]]] | None = None
+
+
+SCORES = ((ROWS, CLASSES), None)
+LABELS = {"ids": ((ROWS,), jnp.int32), "soft": SCORES, "hard": ((ROWS, CLASSES), jnp.bool_)}
+LINEAR_SHAPES = (((LINEAR_ROWS, WIDTH), None), ((WIDTH, CLASSES), None), ((LINEAR_ROWS,), jnp.int32))
+DATA, VOCAB, BOTH = {"data": 4}, {"classes": 4}, {"data": 2, "classes": 2}
+ROW, COLUMN = P("data"), P(None, "classes")
+
+
+def mean_of(loss):
+    labels = LABELS[loss.name.rsplit("-", 1)[1]]
+    return Case(loss.call.__name__, partial(loss.call, reduction="mean"), (SCORES, labels))
+
+
+def of_torch(name, labels):
+    return Case(f"torch_compat.{name}", getattr(torch_compat, name), (SCORES, labels))
+
+
+def with_options(logits, labels, class_weight, where):
+    options = {"class_weight": class_weight, "where": where, "label_smoothing": 0.1}
+    return jxent.softmax_cross_entropy(logits, labels, reduction="mean", **options)
+
+
+def optax_on_float32(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
+
+
+def optax_on_materialised(hidden, kernel, labels):
+    return optax_on_float32(hidden @ kernel, labels)
+
+
+CASES = {loss.name: mean_of(loss) for loss in LOSSES + VARIANTS} | {
+    IDS: Case(
+        "softmax_cross_entropy",
+        partial(jxent.softmax_cross_entropy, reduction="mean"),
+        (SCORES, LABELS["ids"]),
+        splits={"classes": (VOCAB, (COLUMN, P())), "both": (BOTH, (P("data", "classes"), ROW))},
+    ),
+    "softmax_cross_entropy-weights, smoothing and mask": Case(
+        "softmax_cross_entropy",
+        with_options,
+        (SCORES, LABELS["ids"], ((CLASSES,), jnp.float32), ((ROWS,), jnp.bool_)),
+    ),
+    "torch_compat.cross_entropy": of_torch("cross_entropy", LABELS["ids"]),
+    "torch_compat.nll_loss": of_torch("nll_loss", LABELS["ids"]),
+    "torch_compat.binary_cross_entropy": of_torch("binary_cross_entropy", SCORES),
+    "torch_compat.binary_cross_entropy_with_logits": of_torch("binary_cross_entropy_with_logits", SCORES),
+    LINEAR: Case(
+        "linear_softmax_cross_entropy",
+        partial(jxent.linear_softmax_cross_entropy, reduction="mean"),
+        LINEAR_SHAPES,
+        wrt=(0, 1),
+        splits={
+            "rows": (DATA, (ROW, P(), ROW)),
+            "classes": (VOCAB, (P(), COLUMN, P())),
+            "both": (BOTH, (ROW, COLUMN, ROW)),
+        },
+    ),
+}
+PEERS = {
+    "optax on float32": Case("", optax_on_float32, (SCORES, LABELS["ids"])),
+    "optax on materialised logits": Case("", optax_on_materialised, LINEAR_SHAPES, wrt=(0, 1)),
+}
 # One dtype will do for the second TPU, whose compiler is that of the first, and for calls of the functions above them.
-# `python -m benchmarks.compilers` compiles all.
 PROGRAMS = [
     (platform, case, dtype)
     for platform in PLATFORMS
@@ -28,20 +124,18 @@ PROGRAMS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def compilers():
-    with Compilers() as compilers:
-        yield compilers
+def program(name, dtype, split):
+    """Value and gradient of a case, in the process that compiles."""
+    case = (CASES | PEERS)[name]
+    axes, specs = case.splits[split] if split else ({"all": 1}, None)
+    arguments = [(shape, fixed or jnp.dtype(dtype)) for shape, fixed in case.shapes]
+    return Program(jax.value_and_grad(case.call, case.wrt), arguments, axes, specs)
 
 
 @pytest.fixture
-def compiled(compilers):
-    """Compiles for a platform, and skips the test where the extra is not installed."""
-
-    def compiled(platform, *request):
-        if package := missing(platform):
-            pytest.skip(f"aot extra: {package} is not installed")
-        return compilers.compiled(platform, *request)
+def compiled(compile_for):
+    def compiled(platform, name, dtype, split=None):
+        return compile_for(platform, f"{__name__}:program", name=name, dtype=dtype, split=split)
 
     return compiled
 
@@ -65,26 +159,26 @@ def test_every_public_loss_is_compiled():
 
 @pytest.mark.parametrize(("platform", "case", "dtype"), PROGRAMS)
 def test_losses_take_memory_for_rows_only(compiled, platform, case, dtype):
-    taken = in_rows(compiled(platform, case, "jxent", dtype))
+    taken = in_rows(compiled(platform, case, dtype))
     assert taken <= most_rows(platform, case, dtype), f"{taken:.2f} rows"
 
 
 @pytest.mark.parametrize("platform", ["TPU v5e", "H200"])
 def test_float16_is_not_copied_as_it_is_on_the_cpu(compiled, platform):
-    taken = in_rows(compiled(platform, "softmax_cross_entropy-ids", "jxent", "float16"))
+    taken = in_rows(compiled(platform, IDS, "float16"))
     assert taken <= ROWS_OF_IDS, f"{taken:.2f} rows"
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_float32_copy_would_be_seen(compiled, platform):
     """Optax on converted logits, which are gathered from too, makes one."""
-    taken = in_rows(compiled(platform, "softmax_cross_entropy-ids", ON_FLOAT32, "bfloat16"))
+    taken = in_rows(compiled(platform, "optax on float32", "bfloat16"))
     assert taken >= CLASSES > 10 * max(ROWS_ON_TPU, ROWS_ON_GPU), f"{taken:.2f} rows"
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_linear_memory_of_a_large_language_model(compiled, platform):
-    program = compiled(platform, LINEAR, "jxent", "bfloat16")
+    program = compiled(platform, LINEAR, "bfloat16")
     assert program.error is None, program.error
     # The gradients in float32, then some chunks of logits.
     assert program.temporaries <= 3.6 * GIB, f"{program.temporaries / GIB:.3f} GiB"
@@ -94,7 +188,7 @@ def test_linear_memory_of_a_large_language_model(compiled, platform):
 @pytest.mark.parametrize("platform", ["TPU v5e", "H200"])
 def test_linear_memory_of_materialised_logits(compiled, platform):
     """What it saves: 23.5 GiB, and a v5e has 16."""
-    program = compiled(platform, LINEAR, "optax on logits", "bfloat16")
+    program = compiled(platform, "optax on materialised logits", "bfloat16")
     if platform == "TPU v5e":
         assert "exceeds available HBM" in program.error
     else:
@@ -104,7 +198,7 @@ def test_linear_memory_of_materialised_logits(compiled, platform):
 @pytest.mark.parametrize("platform", ["TPU v5e", "H200"])
 @pytest.mark.parametrize("split", ["classes", "both"])
 def test_devices_that_share_the_classes_send_rows_only(compiled, platform, split):
-    program = compiled(platform, "softmax_cross_entropy-ids", "jxent", "bfloat16", split)
+    program = compiled(platform, IDS, "bfloat16", split)
     assert {sent["kind"] for sent in program.sent} == {"all-reduce"}
     rows = ROWS if split == "classes" else ROWS // 2
     # The maximum, Σ exp(d) and the label's logit; and the mean over the rows.
@@ -116,7 +210,7 @@ def test_devices_that_share_the_classes_send_rows_only(compiled, platform, split
 @pytest.mark.parametrize("split", ["rows", "classes", "both"])
 def test_linear_on_auto_axes_adds_the_gradient_of_the_kernel_up_once(compiled, platform, split):
     axes, _ = CASES[LINEAR].splits[split]
-    program = compiled(platform, LINEAR, "jxent", "bfloat16", split)
+    program = compiled(platform, LINEAR, "bfloat16", split)
     assert {sent["kind"] for sent in program.sent} == {"all-reduce"}  # nothing is gathered
     of_kernel = WIDTH * CLASSES // axes.get("classes", 1)
     once = [size for sent in program.sent if not sent["in_loop"] for size in sent["sizes"] if size > 1]
