@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jxent._core import arguments
+from jxent._core.counts import count, size_of
 from jxent._core.signatures import ArrayLike, Scalar
 
 
@@ -196,9 +197,9 @@ def _total_weight(
 ) -> Array:
     """Σ m·s·w over the axes."""
     if row_weight is None and sample_weight is None:
-        # Counted in integers: a float32 sum of ones can stick at 2²⁴.
-        counted = jnp.ones(ones.shape, jnp.bool_) if where is None else where
-        return jnp.sum(counted, axes, dtype=jnp.int32).astype(ones.dtype)
+        if where is None:
+            return size_of([ones.shape[axis] for axis in axes], ones.dtype)
+        return count(where, axes, ones.dtype)
     return jnp.sum(weighted(ones if row_weight is None else row_weight, sample_weight, where), axes)
 
 

@@ -16,6 +16,7 @@ from jax import Array
 from jax.core import Tracer
 
 from jxent._core import arguments
+from jxent._core.counts import size_of
 from jxent.probs import binary_cross_entropy_from_probs, cross_entropy_from_log_probs
 from jxent.sigmoid import sigmoid_binary_cross_entropy
 from jxent.softmax import softmax_cross_entropy
@@ -334,7 +335,7 @@ def _multiclass(
     mean = _call(fn, loss, scores, target, reduction="partial", **options)
     if reduction == "sum":
         return mean.total
-    divisor = jnp.asarray(scores.size // scores.shape[axis], mean.total.dtype) if is_soft else mean.weight
+    divisor = size_of(arguments.row_shape(scores, axis), mean.total.dtype) if is_soft else mean.weight
     # Not the quotient by itself: under smoothing the total need not be 0 where the weights are.
     return mean.total / jnp.where(divisor == 0, jnp.nan, divisor)
 
@@ -343,7 +344,7 @@ def _binary(fn: str, loss: Callable[..., Any], scores: Array, labels: Array, red
     if reduction == "none":
         return _call(fn, loss, scores, labels, reduction="none", **options)
     total = _call(fn, loss, scores, labels, reduction="sum", **options)
-    return total / jnp.asarray(scores.size, total.dtype) if reduction == "mean" else total
+    return total / size_of(scores.shape, total.dtype) if reduction == "mean" else total
 
 
 _WORDS = {

@@ -74,8 +74,8 @@ SABOTAGES = {
     ),
     "mean over all rows": Sabotage(
         "reduction.py",
-        "if where is None else where\n        return",
-        "if True else where\n        return",
+        "if where is None:\n            return size_of(",
+        "if True:\n            return size_of(",
         SOFTMAX,
         "one_option and where and mean and softmax",
     ),
@@ -85,6 +85,19 @@ SABOTAGES = {
         "weighted(ones if row_weight is None else row_weight, None, where)",
         SOFTMAX,
         "one_option and sample_weight and mean and softmax",
+    ),
+    "counts wrapped": Sabotage(
+        "_core/counts.py", "size * length <= limit", "True", "tests/_core/test_counts.py", "more_than_int32"
+    ),
+    "carry of a count dropped": Sabotage(
+        "_core/counts.py", " + (low >> _LOW_BITS)", "", "tests/_core/test_counts.py", "rounded_once"
+    ),
+    "class counts all in one part": Sabotage(
+        "class_weights.py",
+        "part = jnp.arange(ids.size, dtype=jnp.uint32) % ",
+        "part = jnp.arange(ids.size, dtype=jnp.uint32) * 0 + ",
+        "tests/test_class_weights.py",
+        "than_int32",
     ),
     "mean of means": Sabotage(
         "reduction.py", "self.weight + other.weight", "self.weight", "tests/test_reduction.py", "mean"
@@ -274,7 +287,7 @@ SABOTAGES = {
     ),
     "absent classes counted": Sabotage(
         "class_weights.py",
-        "_or_1(jnp.sum(occurs, dtype=counts.dtype))",
+        "_or_1(count(occurs, (0,), counts.dtype))",
         "jnp.asarray(counts.size, counts.dtype)",
         "tests/test_class_weights.py",
         "paper",
