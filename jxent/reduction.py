@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, export, lax
 
 from jxent._core import arguments
 from jxent._core.counts import count, size_of
 from jxent._core.signatures import ArrayLike, Scalar
 
 
+@partial(export.register_namedtuple_serialization, serialized_name="jxent.Mean")
 class Mean(NamedTuple):
     """A weighted mean before its division: `total / weight`.
 
@@ -45,6 +47,9 @@ class Mean(NamedTuple):
     total: Array
     weight: Array
 
+    # NumPy's numbers and arrays then leave operators to the methods below; they would take a tuple for an array.
+    __array_ufunc__ = None
+
     def __add__(self, other: Any) -> Mean:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds field by field.
 
@@ -56,7 +61,7 @@ class Mean(NamedTuple):
         """
         if isinstance(other, Mean):
             return Mean(self.total + other.total, self.weight + other.weight)
-        if isinstance(other, int | float) and other == 0:
+        if arguments.is_number(other) and other == 0:
             return self
         # Not NotImplemented: tuples would be concatenated then.
         raise TypeError(f"Mean: can add another Mean or 0; got {type(other).__name__}; a Mean of one batch is .value()")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack, overload
 
-from jax import Array, lax
+from jax import Array, export, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
@@ -16,6 +17,7 @@ from jxent._core.targets import make_targets
 from jxent.reduction import Mean, reduce_rows
 
 
+@partial(export.register_namedtuple_serialization, serialized_name="jxent.CrossEntropyAux")
 class CrossEntropyAux(NamedTuple):
     """What a loss learned about each row on the way: for metrics only, cut off from differentiation.
 

@@ -29,6 +29,42 @@ def test_mean_adds_field_by_field_and_from_zero():
     assert isinstance(sum(means), Mean)
 
 
+def test_mean_is_not_taken_for_an_array_by_numpy():
+    """Whose operators come first: they would scale, or add, the weight too."""
+    mean, start = Mean(jnp.float32(6), jnp.float32(4)), np.float32(0)
+    assert_close(jnp.stack(sum([mean, mean], start)), [12, 8])
+    assert isinstance(sum([mean], np.int64(0)), Mean)
+    half, halves = np.float32(0.5), np.full(2, 0.5, np.float32)
+    for wrong in (lambda: half * mean, lambda: mean * half, lambda: halves * mean, lambda: np.multiply(half, mean)):
+        with pytest.raises(TypeError, match="Mean"):
+            wrong()
+    for wrong in (lambda: half + mean, lambda: halves + mean, lambda: mean + halves, lambda: np.add(mean, mean)):
+        with pytest.raises(TypeError, match="Mean"):
+            wrong()
+    for wrong in (lambda: mean / half, lambda: half / mean, lambda: mean - half, lambda: half - mean):
+        with pytest.raises(TypeError, match="Mean"):
+            wrong()
+
+
+def test_results_that_are_tuples_are_exported_and_read_back():
+    """In and out; the names in the file are those of the package."""
+    logits, labels = np.array([[2.0, 0.0], [0.0, 1.0]], np.float32), np.array([0, 0])
+
+    def step(so_far, logits):
+        mean, aux = jxent.softmax_cross_entropy(logits, labels, reduction="partial", return_aux=True)
+        return so_far + mean, aux
+
+    so_far = Mean(jnp.float32(1), jnp.float32(2))
+    exported = jax.export.export(jax.jit(step))(so_far, jax.ShapeDtypeStruct(logits.shape, logits.dtype))
+    data = exported.serialize()
+    assert b"jxent.Mean" in data
+    assert b"jxent.CrossEntropyAux" in data
+    mean, aux = jax.export.deserialize(data).call(so_far, logits)
+    assert isinstance(mean, Mean)
+    assert isinstance(aux, jxent.CrossEntropyAux)
+    jax.tree.map(assert_close, (mean, aux), step(so_far, logits))
+
+
 def test_mean_value_of_nothing():
     mean = Mean(jnp.float32(0), jnp.float32(0))
     assert mean.value() == 0

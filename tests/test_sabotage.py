@@ -99,6 +99,9 @@ SABOTAGES = {
         "tests/test_class_weights.py",
         "than_int32",
     ),
+    "means taken for arrays by NumPy": Sabotage(
+        "reduction.py", "__array_ufunc__ = None", "pass", "tests/test_reduction.py", "by_numpy"
+    ),
     "mean of means": Sabotage(
         "reduction.py", "self.weight + other.weight", "self.weight", "tests/test_reduction.py", "mean"
     ),
