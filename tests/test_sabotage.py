@@ -53,7 +53,25 @@ SABOTAGES = {
     ),
     "ignore_index dropped": Sabotage(TARGETS, "if counted is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
     "ids clipped to an ignore_index": Sabotage(
-        "_core/arguments.py", "if ignored in (limits.min, limits.max):", "if False:", SOFTMAX, "taken_for_an_ignore"
+        "_core/arguments.py",
+        "clipped = np.where((clipped == at) & (value != ignored), beside, clipped)",
+        "pass",
+        SOFTMAX,
+        "taken_for_an_ignore",
+    ),
+    "an ignore_index beyond 32 bits not clipped as its ids": Sabotage(
+        "_core/arguments.py",
+        "ignored_as = None if ignored is None else _within_int32(ignored)",
+        "ignored_as = ignored",
+        "tests/_core/test_arguments.py",
+        "wide_ids and array",
+    ),
+    "entries of a list wrapped": Sabotage(
+        "_core/arguments.py",
+        "return narrowed(array) if _is_wide(array.dtype) else array",
+        "return narrowed(array) if _is_wide(array.dtype) and array.ndim else array",
+        "tests/_core/test_arguments.py",
+        "wide_ids and beside",
     ),
     "smoothing dropped": Sabotage(
         TARGETS, "if self.smoothing is None:", "if True:", SOFTMAX, "one_option and label_smoothing and sum"
@@ -296,8 +314,9 @@ SABOTAGES = {
         "paper",
     ),
     "ignored labels refused": Sabotage(
-        "labels.py", "is_bad &= ids != ignored", "pass", "tests/test_labels.py", "passes_good_ones"
+        "labels.py", "is_bad &= labels != ignored", "pass", "tests/test_labels.py", "passes_good_ones"
     ),
+    "rounding refused": Sabotage("labels.py", "1 + arguments.LABEL_ROUNDING", "1", "tests/test_labels.py", "good_ones"),
     "option missing from the overloads": Sabotage(
         "_core/signatures.py", "    axis: int\n", "", "tests/test_typing.py", "overloads"
     ),
