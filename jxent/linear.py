@@ -119,7 +119,7 @@ def linear_softmax_cross_entropy(
         label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): q ← (1−ε)·q + ε/V', with V' the
             number of logits above −inf in the row.
         z_loss: the factor of log_z², a number or a traced scalar. Class weights do not touch this term.
-        logit_softcap: the cap, a positive number or a traced scalar (then unchecked). Default: none.
+        logit_softcap: the cap, a positive number or a traced scalar (then unchecked); inf is none. Default: none.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
         vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
             `kernel`, `bias`, distributions and `class_weight` are then one device's part, device i holding the classes

@@ -392,6 +392,9 @@ SABOTAGES = {
         FUSED,
         "plain_formula and 31 and 5.0",
     ),
+    "softcap of inf taken for a cap": Sabotage(
+        LINEAR, "return jnp.where(is_none, logits, capped)", "return capped", FUSED, "softcap_of_inf"
+    ),
     "softcap of a class that does not exist": Sabotage(
         LINEAR, "jnp.where(is_dead, -jnp.inf, cap", "jnp.where(False, -jnp.inf, cap", FUSED, "padded_columns"
     ),

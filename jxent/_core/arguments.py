@@ -425,13 +425,18 @@ def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool) -> tuple[Ar
     return kernel, num_classes
 
 
-def as_softcap(fn: str, value: Any, dtype: Any) -> Array | None:
-    """A positive scalar in the compute dtype, which may be traced; None for none."""
+def as_softcap(fn: str, value: Any, dtype: Any) -> Any:
+    """A positive scalar in the compute dtype, which may be traced; None for none, as for the number inf."""
     if value is None:
         return None
-    if isinstance(value, numbers.Real) and not float(value) > 0:
-        raise ValueError(f"{fn}: logit_softcap must be above 0, or None for none; got {value}")
-    return as_hyper_parameter(fn, "logit_softcap", value, dtype)
+    number = _number_in(value)
+    if not is_number(number):
+        return as_scalar(fn, "logit_softcap", value, dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        cap = np.asarray(float(number), dtype)
+    if not cap > 0:
+        raise ValueError(f"{fn}: logit_softcap must be above 0, or None for none; got {number}")
+    return None if cap == np.inf else cap
 
 
 def check_precision(fn: str, value: Any) -> None:

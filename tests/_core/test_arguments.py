@@ -252,6 +252,8 @@ LINEAR_TABLE = {
     "float mask": (x, k, ids, {"where": x[:, 0]}, TypeError, "where must have dtype bool; got float32"),
     "softcap of 0": (x, k, ids, {"logit_softcap": 0}, ValueError, "logit_softcap must be above 0, or None"),
     "softcap below 0": (x, k, ids, {"logit_softcap": -30.0}, ValueError, "must be above 0|got -30.0"),
+    "softcap below every float": (x, k, ids, {"logit_softcap": 1e-60}, ValueError, "must be above 0|got 1e-60"),
+    "softcap of rank 0": (x, k, ids, {"logit_softcap": np.array(-30.0)}, ValueError, "must be above 0|got -30.0"),
     "softcap NaN": (x, k, ids, {"logit_softcap": np.nan}, ValueError, "logit_softcap must be above 0"),
     "softcap an array": (x, k, ids, {"logit_softcap": np.ones(7)}, ValueError, "logit_softcap must be a scalar"),
     "softcap a bool": (x, k, ids, {"logit_softcap": True}, TypeError, "logit_softcap must have a floating|got bool"),
