@@ -12,11 +12,13 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
 from jxent._core.counts import INT32_MAX, added, count
 from jxent._core.signatures import ArrayLike, Scalar
 from jxent._core.targets import checked_ids
 
 
+@naming_arguments
 def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None = None) -> Array:
     """How many of the labels are of each class.
 
@@ -63,6 +65,7 @@ def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None
     return jnp.where(jnp.any(ids < 0), jnp.nan, counts)
 
 
+@naming_arguments
 def balanced_class_weights(counts: ArrayLike) -> Array:
     """Class weights under which every class that occurs counts the same in total.
 
@@ -100,6 +103,7 @@ def balanced_class_weights(counts: ArrayLike) -> Array:
     return jnp.where(occurs, jnp.sum(counts) / (num_occurring * safe), 0)
 
 
+@naming_arguments
 def effective_number_weights(counts: ArrayLike, *, beta: Scalar = 0.999) -> Array:
     """Class weights by the effective number of samples: between none and balanced ones.
 
@@ -146,6 +150,7 @@ def effective_number_weights(counts: ArrayLike, *, beta: Scalar = 0.999) -> Arra
     return weights * (num_occurring / _or_1(jnp.sum(weights)))
 
 
+@naming_arguments
 def log_prior_adjustment(counts: ArrayLike, *, tau: Scalar = 1.0) -> Array:
     """What to add to the logits in training so that they need not learn how frequent the classes are.
 

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
 from jxent._core.counts import count
 from jxent._core.signatures import ArrayLike
 from jxent._core.targets import checked_ids, counted_ids
@@ -19,6 +20,7 @@ from jxent._core.targets import checked_ids, counted_ids
 _NUM_SHOWN = 5
 
 
+@naming_arguments
 def check_labels(labels: ArrayLike, num_classes: int | None, *, ignore_index: int | None = None) -> None:
     """Raises if any label is outside [0, V), or [0, 1] if binary: what the losses answer with NaN, where they see it.
 

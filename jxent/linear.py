@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.linear_meshes import evaluate_on_mesh
 from jxent._core.linear_rows import Config, PerRow, Shared
@@ -70,6 +71,7 @@ def linear_softmax_cross_entropy(
     return_aux: bool = False,
     **options: Unpack[LinearOptions],
 ) -> Any: ...
+@naming_arguments
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, export, lax
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
 from jxent._core.counts import count, size_of
 from jxent._core.signatures import ArrayLike, Scalar
 
@@ -118,6 +119,7 @@ class Mean(NamedTuple):
             ) from error
 
 
+@naming_arguments
 def weighted_mean(
     values: ArrayLike,
     *,

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Unpack, overload
 from jax import Array, export, lax
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.focal_terms import modulated
 from jxent._core.row_misses import row_losses_and_misses
@@ -89,6 +90,7 @@ def softmax_cross_entropy(
     return_aux: bool = False,
     **options: Unpack[SoftmaxOptions],
 ) -> Any: ...
+@naming_arguments
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -219,6 +221,7 @@ def softmax_focal_loss(
 def softmax_focal_loss(
     logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[SoftmaxFocalOptions]
 ) -> Any: ...
+@naming_arguments
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -314,6 +317,7 @@ def poly1_cross_entropy(
 def poly1_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[Poly1Options]
 ) -> Any: ...
+@naming_arguments
 def poly1_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
