@@ -126,8 +126,9 @@ def linear_softmax_cross_entropy(
         vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
             `kernel`, `bias`, distributions and `class_weight` are then one device's part, device i holding the classes
             from i·V on; `hidden` is the same on all of them, and ids, V' and everything returned are of all devices.
-            Pad the classes with a bias of −inf if need be. Default: each device has all classes. Under `jit` alone,
-            arrays may be split in any way without this.
+            Pad the classes with a bias of −inf if need be. A kernel that was all-gathered over its classes goes without
+            this: with it, log_z would be too high by the log of the number of devices, and nothing could tell. Default:
+            each device has all classes. Under `jit` alone, arrays may be split in any way without this.
         return_aux: whether to return a `CrossEntropyAux` too, with `log_z` after the softcap.
         chunk_size: rows per chunk; a static integer. Default: as many as have 64 MiB of logits in the result dtype on a
             device, or a quarter of the kernel's gradient if that is more; and of such sizes one that divides N if there

@@ -136,6 +136,8 @@ def softmax_cross_entropy(
         vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
             `logits`, distributions and `class_weight` are then one device's part, device i holding the classes from
             i·V on; ids, V' and everything returned are of all devices. Pad the classes with logits of −inf if need be.
+            Logits that were all-gathered go without this: with it, each device's copy would count as classes of its
+            own, log_z be too high by the log of the number of devices, and nothing could tell.
             Rows that other axes split are this device's alone: add them up by `Mean.psum`. Default: each device has all
             classes. Under `jit` alone, arrays may be split in any way without this.
         return_aux: whether to return a `CrossEntropyAux` too.
