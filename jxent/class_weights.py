@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,10 +12,13 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
+from jxent._core.counts import INT32_MAX, added, count
 from jxent._core.signatures import ArrayLike, Scalar
 from jxent._core.targets import checked_ids
 
 
+@naming_arguments
 def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None = None) -> Array:
     """How many of the labels are of each class.
 
@@ -28,7 +32,7 @@ def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None
             whatever they hold: `where=labels != -100`. Default: all count.
 
     Returns:
-        `[V]`, float32; counted in integers, so exact up to 2²⁴.
+        `[V]`, float32; counted in integers, so exact up to 2²⁴, and rounded once beyond.
 
     Raises:
         TypeError: a dtype or a kind of argument does not fit (labels that are no integers, a traced `num_classes`).
@@ -57,10 +61,11 @@ def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None
 
     ids = checked_ids(ids, num_classes)
     ids = ids if where is None else jnp.where(where, ids, num_classes)
-    counts = _histogram(ids, num_classes).astype(jnp.float32)
+    counts = _histogram(ids, num_classes)
     return jnp.where(jnp.any(ids < 0), jnp.nan, counts)
 
 
+@naming_arguments
 def balanced_class_weights(counts: ArrayLike) -> Array:
     """Class weights under which every class that occurs counts the same in total.
 
@@ -98,6 +103,7 @@ def balanced_class_weights(counts: ArrayLike) -> Array:
     return jnp.where(occurs, jnp.sum(counts) / (num_occurring * safe), 0)
 
 
+@naming_arguments
 def effective_number_weights(counts: ArrayLike, *, beta: Scalar = 0.999) -> Array:
     """Class weights by the effective number of samples: between none and balanced ones.
 
@@ -144,6 +150,7 @@ def effective_number_weights(counts: ArrayLike, *, beta: Scalar = 0.999) -> Arra
     return weights * (num_occurring / _or_1(jnp.sum(weights)))
 
 
+@naming_arguments
 def log_prior_adjustment(counts: ArrayLike, *, tau: Scalar = 1.0) -> Array:
     """What to add to the logits in training so that they need not learn how frequent the classes are.
 
@@ -191,7 +198,7 @@ def log_prior_adjustment(counts: ArrayLike, *, tau: Scalar = 1.0) -> Array:
 def _occurring(counts: Array) -> tuple[Array, Array, Array]:
     """Which classes occur, the counts with 1 for those that do not, and how many do (at least 1). NaN occurs."""
     occurs = counts != 0
-    return occurs, _or_1(counts), _or_1(jnp.sum(occurs, dtype=counts.dtype))
+    return occurs, _or_1(counts), _or_1(count(occurs, (0,), counts.dtype))
 
 
 def _or_1(values: Array) -> Array:
@@ -208,17 +215,33 @@ def _log_of_beta(fn: str, beta: Any, dtype: Any) -> Array:
     return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, scalar)))
 
 
-def _histogram(ids: Array, num_classes: int) -> Array:
-    """int32 counts of the ids in [0, num_classes)."""
-
-    def count(ids: Array) -> Array:
-        # A negative index would count from the end.
-        indices = jnp.where(ids < 0, num_classes, ids)
-        return jnp.zeros(num_classes, jnp.int32).at[indices].add(1, mode="drop")
-
+def _histogram(ids: Array, num_classes: int, limit: int = INT32_MAX) -> Array:
+    """float32 counts of the ids in [0, num_classes). `limit` is what an int32 count holds."""
     sharding = jax.typeof(ids).sharding
     if all(axes is None for axes in sharding.spec):
-        return count(ids)
+        return _scattered(ids, num_classes, limit)
     # A mesh with Explicit axes refuses to scatter along one that is split; the partitioner does it.
-    partitioned: Any = jax.sharding.auto_axes(count, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))
+    scattered = partial(_scattered, num_classes=num_classes, limit=limit)
+    partitioned: Any = jax.sharding.auto_axes(scattered, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))
     return partitioned(ids)
+
+
+def _scattered(ids: Array, num_classes: int, limit: int) -> Array:
+    num_parts: Any = ids.size // limit + 1
+    if isinstance(num_parts, int) and num_parts == 1:
+        # A negative index would count from the end.
+        bins = jnp.where(ids < 0, num_classes, ids)
+        return jnp.zeros(num_classes, jnp.int32).at[bins].add(1, mode="drop").astype(jnp.float32)
+    num_bins = num_parts * num_classes
+    if isinstance(num_bins, int) and num_bins > INT32_MAX:
+        raise ValueError(
+            f"class_counts: labels of shape {ids.shape} are too many to be counted at once with num_classes={num_classes}; "
+            "counts of parts of them add up"
+        )
+    # Every num_parts-th label is of one part, so that none has more than the limit.
+    part = jnp.arange(ids.size, dtype=jnp.uint32) % jnp.asarray(num_parts, jnp.uint32)
+    ids = ids.ravel()
+    bins = part.astype(jnp.int32) * num_classes + ids
+    bins = jnp.where((ids < 0) | (ids >= num_classes), jnp.asarray(num_bins, jnp.int32), bins)
+    counts = jnp.zeros(num_bins, jnp.int32).at[bins].add(1, mode="drop")
+    return added(counts.reshape(num_parts, num_classes), (0,), jnp.float32)

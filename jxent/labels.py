@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +12,17 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
+from jxent._core.counts import count
 from jxent._core.signatures import ArrayLike
 from jxent._core.targets import checked_ids, counted_ids
 
 _NUM_SHOWN = 5
 
 
-def check_labels(labels: ArrayLike, num_classes: int, *, ignore_index: int | None = None) -> None:
-    """Raises if any class id is outside [0, V): what the losses answer with NaN, where they see it.
+@naming_arguments
+def check_labels(labels: ArrayLike, num_classes: int | None, *, ignore_index: int | None = None) -> None:
+    """Raises if any label is outside [0, V), or [0, 1] if binary: what the losses answer with NaN, where they see it.
 
     Call it where the labels are concrete, in the data pipeline or on a first batch. There it is plain NumPy: it waits
     for the labels, and compiles nothing. An array that is concrete is so inside a traced function too.
@@ -27,15 +32,16 @@ def check_labels(labels: ArrayLike, num_classes: int, *, ignore_index: int | Non
     check was not functionalized; so leave it out of what is not meant for it.
 
     Args:
-        labels: class ids, integers of any shape.
-        num_classes: V, a static integer.
-        ignore_index: a static integer that is allowed too.
+        labels: class ids, integers of any shape; or binary labels, bool, integer or floating. Floating ones may be
+            outside [0, 1] by 1e-3, which is rounding; NaN is outside.
+        num_classes: V, a static integer; None for binary labels.
+        ignore_index: a static integer that is allowed too. Binary losses have no such argument: mask by `where` there.
 
     Returns:
         None.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (labels that are no integers, a traced `num_classes`).
+        TypeError: a dtype or a kind of argument does not fit (class ids that are no integers, a traced `num_classes`).
         ValueError: labels are out of range: the message says how many, which are the first, and what is allowed; or
             `num_classes` is below 1; or, on traced labels, there is no checkify around.
 
@@ -48,52 +54,80 @@ def check_labels(labels: ArrayLike, num_classes: int, *, ignore_index: int | Non
         >>> jxent.check_labels([0, 10, 3, -1], 10)
         Traceback (most recent call last):
         ValueError: check_labels: 2 of 4 labels are outside [0, 10): labels[1] = 10, labels[3] = -1
+        >>> jxent.check_labels([0.0, 0.9, 1.5], num_classes=None)
+        Traceback (most recent call last):
+        ValueError: check_labels: 1 of 3 labels are outside [0, 1]: labels[2] = 1.5
 
     References:
         `jax.experimental.checkify`.
 
     See also:
-        `softmax_cross_entropy`, `class_counts`.
+        `softmax_cross_entropy`, `sigmoid_binary_cross_entropy`, `class_counts`.
     """
     fn = "check_labels"
-    num_classes = arguments.as_num_classes(fn, num_classes)
+    num_classes = None if num_classes is None else arguments.as_num_classes(fn, num_classes)
     ignored = arguments.as_ignore_index(fn, ignore_index)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(labels)):
-        _check_traced(arguments.as_ids(fn, "labels", labels, ignored), num_classes, ignored)
+        array, ignored = arguments.as_labels(fn, "labels", labels, ignored)
+        _check_dtype(fn, array.dtype, num_classes)
+        _check_traced(array, num_classes, ignored)
     else:
-        _check_concrete(arguments.as_concrete_ids(fn, "labels", labels), num_classes, ignored)
+        array = arguments.as_concrete(fn, "labels", labels)
+        _check_dtype(fn, array.dtype, num_classes)
+        _check_concrete(array, num_classes, ignored)
 
 
-def _check_concrete(ids: np.ndarray, num_classes: int, ignored: int | None) -> None:
-    is_bad = (ids < 0) | (ids >= num_classes)
+def _check_dtype(fn: str, dtype: Any, num_classes: int | None) -> None:
+    if num_classes is None:
+        arguments.check_binary_dtype(fn, "labels", dtype)
+    else:
+        arguments.check_ids_dtype(fn, "labels", dtype, "; for binary labels pass num_classes=None")
+
+
+def _check_concrete(labels: np.ndarray, num_classes: int | None, ignored: int | None) -> None:
+    is_bad = ~_are_binary(labels) if num_classes is None else (labels < 0) | (labels >= num_classes)
     if ignored is not None:
-        is_bad &= ids != ignored
+        is_bad &= labels != ignored
     positions = np.argwhere(is_bad)
     if len(positions) == 0:
         return
-    places = [f"[{', '.join(map(str, position))}]" if ids.ndim else "" for position in positions[:_NUM_SHOWN]]
-    bad = ids[is_bad]
-    shown = ", ".join(f"labels{place} = {value}" for place, value in zip(places, bad, strict=False))
+    places = [f"[{', '.join(map(str, position))}]" if labels.ndim else "" for position in positions[:_NUM_SHOWN]]
+    bad = labels[is_bad]
+    shown = ", ".join(f"labels{place} = {value!s}" for place, value in zip(places, bad, strict=False))
     more = ", …" if len(bad) > _NUM_SHOWN else ""
-    message = f"{_complaint(len(bad), ids.size, num_classes, ignored)}: {shown}{more}"
+    message = f"{_complaint(len(bad), labels.size, num_classes, ignored)}: {shown}{more}"
     if ignored is None and np.all(bad == bad[0]) and len(bad) > 1:
-        message += f"; did you mean ignore_index={bad[0]}?"
+        meant = f"where=labels != {bad[0]!s} in the loss" if num_classes is None else f"ignore_index={bad[0]}"
+        message += f"; did you mean {meant}?"
     raise ValueError(message)
 
 
-def _check_traced(ids: Array, num_classes: int, ignored: int | None) -> None:
-    is_bad, counted = checked_ids(ids, num_classes) < 0, counted_ids(ids, ignored)
+def _check_traced(labels: Array, num_classes: int | None, ignored: int | None) -> None:
+    if labels.dtype == jnp.bool_:
+        return
+    is_bad = ~_are_binary(labels) if num_classes is None else checked_ids(labels, num_classes) < 0
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        limits, counted = jnp.iinfo(labels.dtype), counted_ids(labels, ignored)
+    else:
+        limits, counted = jnp.finfo(labels.dtype), None if ignored is None else labels != float(ignored)
     is_bad = is_bad if counted is None else is_bad & counted
-    limits = jnp.iinfo(ids.dtype)
     checkify.check(
         ~jnp.any(is_bad),
-        _complaint("{count}", ids.size, num_classes, ignored) + ": they go from {lowest} to {highest}",
-        count=jnp.sum(is_bad, dtype=jnp.int32),
-        lowest=jnp.min(ids, initial=limits.max, where=is_bad),
-        highest=jnp.max(ids, initial=limits.min, where=is_bad),
+        _complaint("{count:.0f}", labels.size, num_classes, ignored) + ": they go from {lowest} to {highest}",
+        count=count(is_bad, tuple(range(is_bad.ndim)), jnp.float32),
+        lowest=jnp.min(labels, initial=limits.max, where=is_bad),
+        highest=jnp.max(labels, initial=limits.min, where=is_bad),
     )
 
 
-def _complaint(count: int | str, size: int, num_classes: int, ignored: int | None) -> str:
+def _are_binary(labels: Any) -> Any:
+    """In [0, 1], where rounding may lead out of it; NaN is not."""
+    if not jnp.issubdtype(labels.dtype, jnp.floating):
+        return (labels == 0) | (labels == 1)
+    return (labels >= -arguments.LABEL_ROUNDING) & (labels <= 1 + arguments.LABEL_ROUNDING)
+
+
+def _complaint(count: int | str, size: int, num_classes: int | None, ignored: int | None) -> str:
     allowed = "" if ignored is None else f" and not ignore_index={ignored}"
-    return f"check_labels: {count} of {size} labels are outside [0, {num_classes}){allowed}"
+    interval = "[0, 1]" if num_classes is None else f"[0, {num_classes})"
+    return f"check_labels: {count} of {size} labels are outside {interval}{allowed}"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.linear_meshes import evaluate_on_mesh
 from jxent._core.linear_rows import Config, PerRow, Shared
@@ -70,6 +71,7 @@ def linear_softmax_cross_entropy(
     return_aux: bool = False,
     **options: Unpack[LinearOptions],
 ) -> Any: ...
+@naming_arguments
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -119,13 +121,14 @@ def linear_softmax_cross_entropy(
         label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): q ← (1−ε)·q + ε/V', with V' the
             number of logits above −inf in the row.
         z_loss: the factor of log_z², a number or a traced scalar. Class weights do not touch this term.
-        logit_softcap: the cap, a positive number or a traced scalar (then unchecked). Default: none.
+        logit_softcap: the cap, a positive number or a traced scalar (then unchecked); inf is none. Default: none.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
         vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
             `kernel`, `bias`, distributions and `class_weight` are then one device's part, device i holding the classes
             from i·V on; `hidden` is the same on all of them, and ids, V' and everything returned are of all devices.
-            Pad the classes with a bias of −inf if need be. Default: each device has all classes. Under `jit` alone,
-            arrays may be split in any way without this.
+            Pad the classes with a bias of −inf if need be. A kernel that was all-gathered over its classes goes without
+            this: with it, log_z would be too high by the log of the number of devices, and nothing could tell. Default:
+            each device has all classes. Under `jit` alone, arrays may be split in any way without this.
         return_aux: whether to return a `CrossEntropyAux` too, with `log_z` after the softcap.
         chunk_size: rows per chunk; a static integer. Default: as many as have 64 MiB of logits in the result dtype on a
             device, or a quarter of the kernel's gradient if that is more; and of such sizes one that divides N if there

@@ -10,6 +10,7 @@ from typing import Any, Unpack, overload
 from jax import Array
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
 from jxent._core.probability_rows import binary_probability_terms, probability_rows
 from jxent._core.signatures import ArrayLike, BinaryOptions, MulticlassOptions, Scalar, ToArray, ToMean
 from jxent._core.targets import make_binary_targets, make_targets
@@ -28,6 +29,7 @@ def cross_entropy_from_probs(
 def cross_entropy_from_probs(
     probs: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[MulticlassOptions]
 ) -> Any: ...
+@naming_arguments
 def cross_entropy_from_probs(
     probs: ArrayLike,
     labels: ArrayLike,
@@ -121,6 +123,7 @@ def cross_entropy_from_log_probs(
 def cross_entropy_from_log_probs(
     log_probs: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[MulticlassOptions]
 ) -> Any: ...
+@naming_arguments
 def cross_entropy_from_log_probs(
     log_probs: ArrayLike,
     labels: ArrayLike,
@@ -226,6 +229,7 @@ def binary_cross_entropy_from_probs(
 def binary_cross_entropy_from_probs(
     probs: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[BinaryOptions]
 ) -> Any: ...
+@naming_arguments
 def binary_cross_entropy_from_probs(
     probs: ArrayLike,
     labels: ArrayLike,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, export, lax
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
+from jxent._core.counts import count, size_of
 from jxent._core.signatures import ArrayLike, Scalar
 
 
+@partial(export.register_namedtuple_serialization, serialized_name="jxent.Mean")
 class Mean(NamedTuple):
     """A weighted mean before its division: `total / weight`.
 
@@ -44,6 +48,9 @@ class Mean(NamedTuple):
     total: Array
     weight: Array
 
+    # NumPy's numbers and arrays then leave operators to the methods below; they would take a tuple for an array.
+    __array_ufunc__ = None
+
     def __add__(self, other: Any) -> Mean:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Adds field by field.
 
@@ -55,7 +62,7 @@ class Mean(NamedTuple):
         """
         if isinstance(other, Mean):
             return Mean(self.total + other.total, self.weight + other.weight)
-        if isinstance(other, int | float) and other == 0:
+        if arguments.is_number(other) and other == 0:
             return self
         # Not NotImplemented: tuples would be concatenated then.
         raise TypeError(f"Mean: can add another Mean or 0; got {type(other).__name__}; a Mean of one batch is .value()")
@@ -112,6 +119,7 @@ class Mean(NamedTuple):
             ) from error
 
 
+@naming_arguments
 def weighted_mean(
     values: ArrayLike,
     *,
@@ -196,9 +204,9 @@ def _total_weight(
 ) -> Array:
     """Σ m·s·w over the axes."""
     if row_weight is None and sample_weight is None:
-        # Counted in integers: a float32 sum of ones can stick at 2²⁴.
-        counted = jnp.ones(ones.shape, jnp.bool_) if where is None else where
-        return jnp.sum(counted, axes, dtype=jnp.int32).astype(ones.dtype)
+        if where is None:
+            return size_of([ones.shape[axis] for axis in axes], ones.dtype)
+        return count(where, axes, ones.dtype)
     return jnp.sum(weighted(ones if row_weight is None else row_weight, sample_weight, where), axes)
 
 

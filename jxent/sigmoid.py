@@ -7,6 +7,7 @@ from typing import Any, Unpack, overload
 from jax import Array
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.focal_terms import sigmoid_focal_terms
 from jxent._core.sigmoid_terms import sigmoid_terms
@@ -27,6 +28,7 @@ def sigmoid_binary_cross_entropy(
 def sigmoid_binary_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[BinaryOptions]
 ) -> Any: ...
+@naming_arguments
 def sigmoid_binary_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -122,6 +124,7 @@ def sigmoid_focal_loss(
 def sigmoid_focal_loss(
     logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[SigmoidFocalOptions]
 ) -> Any: ...
+@naming_arguments
 def sigmoid_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack, overload
 
-from jax import Array, lax
+from jax import Array, export, lax
 
 from jxent._core import arguments
+from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.focal_terms import modulated
 from jxent._core.row_misses import row_losses_and_misses
@@ -16,6 +18,7 @@ from jxent._core.targets import make_targets
 from jxent.reduction import Mean, reduce_rows
 
 
+@partial(export.register_namedtuple_serialization, serialized_name="jxent.CrossEntropyAux")
 class CrossEntropyAux(NamedTuple):
     """What a loss learned about each row on the way: for metrics only, cut off from differentiation.
 
@@ -87,6 +90,7 @@ def softmax_cross_entropy(
     return_aux: bool = False,
     **options: Unpack[SoftmaxOptions],
 ) -> Any: ...
+@naming_arguments
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -132,6 +136,8 @@ def softmax_cross_entropy(
         vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
             `logits`, distributions and `class_weight` are then one device's part, device i holding the classes from
             i·V on; ids, V' and everything returned are of all devices. Pad the classes with logits of −inf if need be.
+            Logits that were all-gathered go without this: with it, each device's copy would count as classes of its
+            own, log_z be too high by the log of the number of devices, and nothing could tell.
             Rows that other axes split are this device's alone: add them up by `Mean.psum`. Default: each device has all
             classes. Under `jit` alone, arrays may be split in any way without this.
         return_aux: whether to return a `CrossEntropyAux` too.
@@ -217,6 +223,7 @@ def softmax_focal_loss(
 def softmax_focal_loss(
     logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[SoftmaxFocalOptions]
 ) -> Any: ...
+@naming_arguments
 def softmax_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -312,6 +319,7 @@ def poly1_cross_entropy(
 def poly1_cross_entropy(
     logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[Poly1Options]
 ) -> Any: ...
+@naming_arguments
 def poly1_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,

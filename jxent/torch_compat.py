@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
 
 from jxent._core import arguments
+from jxent._core.counts import size_of
 from jxent.probs import binary_cross_entropy_from_probs, cross_entropy_from_log_probs
 from jxent.sigmoid import sigmoid_binary_cross_entropy
 from jxent.softmax import softmax_cross_entropy
@@ -161,14 +163,10 @@ def nll_loss(
         `cross_entropy_from_log_probs`, `torch_compat.cross_entropy`.
     """
     fn = "torch_compat.nll_loss"
-    target = arguments.as_array(fn, "target", target)
-    if not jnp.issubdtype(target.dtype, jnp.integer):
-        raise TypeError(
-            f"{fn}: target must have an integer dtype (class ids); got {target.dtype.name}; "
-            "torch_compat.cross_entropy takes distributions"
-        )
     reduction = _reduction(fn, reduction, size_average, reduce)
-    return _multiclass(fn, cross_entropy_from_log_probs, input, target, weight, ignore_index, reduction)
+    return _multiclass(
+        fn, cross_entropy_from_log_probs, input, target, weight, ignore_index, reduction, takes_soft=False
+    )
 
 
 def binary_cross_entropy(
@@ -227,8 +225,9 @@ def binary_cross_entropy(
     """
     fn = "torch_compat.binary_cross_entropy"
     reduction = _reduction(fn, reduction, size_average, reduce)
-    probs = _in_unit_interval(fn, "input", arguments.as_scores(fn, "input", input))
-    labels = _in_unit_interval(fn, "target", arguments.as_array(fn, "target", target))
+    probs = arguments.as_scores(fn, "input", input)
+    labels = arguments.as_binary_labels(fn, "input", probs, target, "target")
+    probs, labels = _in_unit_interval(fn, "input", probs), _in_unit_interval(fn, "target", labels)
     weight = _broadcast(fn, "weight", weight, probs.shape)
     return _binary(fn, binary_cross_entropy_from_probs, probs, labels, reduction, sample_weight=weight)
 
@@ -291,7 +290,7 @@ def binary_cross_entropy_with_logits(
     logits = arguments.as_scores(fn, "input", input)
     labels = arguments.as_binary_labels(fn, "input", logits, target, "target")
     weight = _broadcast(fn, "weight", weight, logits.shape)
-    pos_weight = None if pos_weight is None else arguments.as_array(fn, "pos_weight", pos_weight)
+    pos_weight = None if pos_weight is None else arguments.as_real(fn, "pos_weight", pos_weight)
     if pos_weight is None or pos_weight.shape in ((), logits.shape[-1:]):
         options = {"sample_weight": weight, "pos_weight": pos_weight}
         return _binary(fn, sigmoid_binary_cross_entropy, logits, labels, reduction, **options)
@@ -313,28 +312,31 @@ def _multiclass(
     weight: Any,
     ignore_index: Any,
     reduction: str,
+    takes_soft: bool = True,
     **options: Any,
 ) -> Array:
     scores = arguments.as_scores(fn, "input", input)
     ignored = arguments.as_integer(fn, "ignore_index", ignore_index)
-    target = arguments.as_labels(fn, "target", target, ignored)
+    labels, ignored_as = arguments.as_labels(fn, "target", target, ignored)
+    if not takes_soft:
+        arguments.check_ids_dtype(fn, "target", labels.dtype, "; torch_compat.cross_entropy takes distributions")
     if not scores.ndim:
         raise ValueError(f"{fn}: input has shape (); expected (C,) or (N, C, ...)")
     axis = arguments.as_class_axis(fn, "input", scores, min(scores.ndim - 1, 1))
-    is_soft = jnp.issubdtype(target.dtype, jnp.floating)
+    is_soft = jnp.issubdtype(labels.dtype, jnp.floating)
     if not is_soft:
-        target = target.reshape(()) if scores.ndim == target.ndim == target.size == 1 else target
-        _check_ids(fn, target, scores.shape[axis], ignored)
+        labels = labels.reshape(()) if scores.ndim == labels.ndim == labels.size == 1 else labels
+        _check_ids(fn, target, labels, scores.shape[axis], ignored)
     elif ignored >= 0:
         raise ValueError(f"{fn}: ignore_index goes with class ids, but target is a distribution; got {ignored}")
-    options |= {"class_weight": weight, "ignore_index": None if is_soft else ignored, "axis": axis}
+    options |= {"class_weight": weight, "ignore_index": None if is_soft else ignored_as, "axis": axis}
 
     if reduction == "none":
-        return _call(fn, loss, scores, target, reduction="none", **options)
-    mean = _call(fn, loss, scores, target, reduction="partial", **options)
+        return _call(fn, loss, scores, labels, reduction="none", **options)
+    mean = _call(fn, loss, scores, labels, reduction="partial", **options)
     if reduction == "sum":
         return mean.total
-    divisor = jnp.asarray(scores.size // scores.shape[axis], mean.total.dtype) if is_soft else mean.weight
+    divisor = size_of(arguments.row_shape(scores, axis), mean.total.dtype) if is_soft else mean.weight
     # Not the quotient by itself: under smoothing the total need not be 0 where the weights are.
     return mean.total / jnp.where(divisor == 0, jnp.nan, divisor)
 
@@ -343,7 +345,7 @@ def _binary(fn: str, loss: Callable[..., Any], scores: Array, labels: Array, red
     if reduction == "none":
         return _call(fn, loss, scores, labels, reduction="none", **options)
     total = _call(fn, loss, scores, labels, reduction="sum", **options)
-    return total / jnp.asarray(scores.size, total.dtype) if reduction == "mean" else total
+    return total / size_of(scores.shape, total.dtype) if reduction == "mean" else total
 
 
 _WORDS = {
@@ -365,7 +367,7 @@ def _call(fn: str, loss: Callable[..., Any], *args: Any, **options: Any) -> Any:
             raise
         words = {loss.__name__: fn, **_WORDS}
         message = re.sub(rf"\b({'|'.join(words)})\b", lambda word: words[word[0]], str(error))
-        message = re.sub(r"did you mean axis=(\d+)", r"did you mean jnp.moveaxis(input, \1, 1)", message)
+        message = re.sub(r"(?:(?<=mean )|(?<= or ))axis=(\d+)", r"jnp.moveaxis(input, \1, 1)", message)
         raise type(error)(message) from None
 
 
@@ -394,15 +396,22 @@ def _broadcast(fn: str, name: str, value: Any, shape: tuple[int, ...]) -> Any:
     return jnp.broadcast_to(array, shape)
 
 
-def _known(value: Array) -> np.ndarray | None:
+def _known(fn: str, name: str, value: Any) -> np.ndarray | None:
     """The numbers themselves; None where they are traced, or lie on other processes' devices."""
-    return None if isinstance(value, Tracer) or not value.is_fully_addressable else np.asarray(value)
+    arrays = [leaf for leaf in jax.tree.leaves(value) if isinstance(leaf, Array)]
+    if any(isinstance(array, Tracer) or not array.is_fully_addressable for array in arrays):
+        return None
+    return arguments.as_concrete(fn, name, value)
 
 
-def _check_ids(fn: str, target: Array, num_classes: int, ignored: int) -> None:
-    ids = _known(target)
-    if ids is None or not np.issubdtype(ids.dtype, np.integer):
+def _check_ids(fn: str, target: Any, labels: Array, num_classes: int, ignored: int) -> None:
+    """Of the target as it came: `labels` are clipped to 32 bits."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
         return
+    ids = _known(fn, "target", labels if hasattr(target, "__jax_array__") else target)
+    if ids is None:
+        return
+    ids = ids.reshape(labels.shape)
     bad = ((ids < 0) | (ids >= num_classes)) & (ids != ignored)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -413,7 +422,7 @@ def _check_ids(fn: str, target: Array, num_classes: int, ignored: int) -> None:
 
 def _in_unit_interval(fn: str, name: str, values: Array) -> Array:
     """Values checked to lie in [0, 1]; traced ones come back as NaN where they don't, which reaches their gradient."""
-    known = _known(values)
+    known = _known(fn, name, values)
     if known is None:
         if not jnp.issubdtype(values.dtype, jnp.floating):
             return values

@@ -1,5 +1,7 @@
 """Counts of classes and what is made of them, against scikit-learn and the papers' formulas in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jxent
+from jxent import class_weights
+from jxent._core.counts import added
 from tests.losses import assert_close
 
 COUNTS = np.array([1, 0, 7, 100, 12345, 0, 3])
@@ -77,6 +81,43 @@ def test_class_counts_beyond_float32_ones():
     count = 2**24 + 4096
     counts = jax.jit(lambda: jxent.class_counts(jnp.ones(count, jnp.uint8), 2))()
     np.testing.assert_array_equal(counts, [0, count])
+
+
+@pytest.mark.parametrize("limit", [1, 10, 76, 77, 100])
+def test_class_counts_of_more_labels_than_int32_counts(limit, rng):
+    """With a lower limit in its place: parts of the labels are counted by themselves, and added up with a carry."""
+    labels = rng.integers(-1, 6, size=(7, 11))
+    want = np.bincount(labels[(labels >= 0) & (labels < 5)], minlength=5)
+    count = functools.partial(class_weights._histogram, num_classes=5, limit=limit)
+    np.testing.assert_array_equal(jax.jit(count)(labels), want)
+    np.testing.assert_array_equal(jax.vmap(count)(jnp.asarray(labels)).sum(0), want)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    placed = jax.device_put(np.pad(labels, ((0, 1), (0, 0)), constant_values=5), NamedSharding(mesh, P("data")))
+    np.testing.assert_array_equal(jax.jit(count)(placed), want)
+    n, m = jax.export.symbolic_shape("n, m")
+    exported = jax.export.export(jax.jit(count))(jax.ShapeDtypeStruct((n, m), labels.dtype))
+    np.testing.assert_array_equal(exported.call(labels), want)
+
+
+@pytest.mark.parametrize("limit", [1, 10, 76])
+def test_class_counts_of_a_part_are_within_the_limit(limit, monkeypatch):
+    """Were all labels of one class, too."""
+    parts = []
+
+    def kept(counts, axes, dtype):
+        parts.append(counts)
+        return added(counts, axes, dtype)
+
+    monkeypatch.setattr(class_weights, "added", kept)
+    counts = class_weights._histogram(jnp.full((7, 11), 2), 5, limit)
+    np.testing.assert_array_equal(counts, [0, 0, 77, 0, 0])
+    assert np.max(parts) <= limit
+    assert np.sum(parts) == 77
+
+
+def test_class_counts_of_too_many_classes_for_so_many_labels():
+    with pytest.raises(ValueError, match=r"class_counts: labels of shape .* too many to be counted at once"):
+        jax.eval_shape(lambda labels: jxent.class_counts(labels, 2**30), jax.ShapeDtypeStruct((2**16, 2**15), np.uint8))
 
 
 def test_balanced_class_weights_are_those_of_scikit_learn(rng):

@@ -147,6 +147,27 @@ def test_linear_is_softmax_cross_entropy_with_aux(rng):
     assert all(not np.any(g) for g in jax.tree.leaves(slope))
 
 
+@pytest.mark.parametrize(("kind", "reduction"), [("ids", "mean"), ("soft", "none")])
+def test_linear_softcap_of_inf_is_none(rng, kind, reduction):
+    """To the bit, in value and gradients, the number as much as one that is traced; −inf and `finfo.min` included."""
+    problem = make_problem(rng, (7,), 4, 6, kind, softcap=3.0, dtype=np.float32)
+    arguments = {name: a for name, a in problem.arguments.items() if name != "logit_softcap"}
+    arguments["bias"] = arguments["bias"].at[2].set(-np.inf).at[4].set(np.finfo(np.float32).min)
+    cotangent = problem.cotangents[reduction]
+
+    def value_and_grad(**softcap):
+        def loss_fn(arguments):
+            return jnp.sum(cotangent * fused(arguments, **problem.fixed, **softcap, reduction=reduction, chunk_size=3))
+
+        return jax.jit(jax.value_and_grad(loss_fn))(arguments)
+
+    want = value_and_grad()
+    for inf in (np.inf, np.array(np.inf), 1e39, jnp.float32(np.inf)):
+        jax.tree.map(np.testing.assert_array_equal, value_and_grad(logit_softcap=inf), want)
+    by_cap = jax.grad(lambda cap: fused(arguments, **problem.fixed, logit_softcap=cap, reduction="mean"))
+    assert by_cap(jnp.inf) == 0
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("kind", ["ids", "soft"])
 def test_linear_masked_rows_are_exactly_zero_whatever_they_hold(rng, kind, reduction):

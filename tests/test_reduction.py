@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jxent
 from jxent.reduction import Mean
@@ -25,6 +27,42 @@ def test_mean_adds_field_by_field_and_from_zero():
     assert_close(jnp.stack(sum(means)), [6, 12])
     assert_close(jnp.stack(0 + means[0] + 0), [1, 2])
     assert isinstance(sum(means), Mean)
+
+
+def test_mean_is_not_taken_for_an_array_by_numpy():
+    """Whose operators come first: they would scale, or add, the weight too."""
+    mean, start = Mean(jnp.float32(6), jnp.float32(4)), np.float32(0)
+    assert_close(jnp.stack(sum([mean, mean], start)), [12, 8])
+    assert isinstance(sum([mean], np.int64(0)), Mean)
+    half, halves = np.float32(0.5), np.full(2, 0.5, np.float32)
+    for wrong in (lambda: half * mean, lambda: mean * half, lambda: halves * mean, lambda: np.multiply(half, mean)):
+        with pytest.raises(TypeError, match="Mean"):
+            wrong()
+    for wrong in (lambda: half + mean, lambda: halves + mean, lambda: mean + halves, lambda: np.add(mean, mean)):
+        with pytest.raises(TypeError, match="Mean"):
+            wrong()
+    for wrong in (lambda: mean / half, lambda: half / mean, lambda: mean - half, lambda: half - mean):
+        with pytest.raises(TypeError, match="Mean"):
+            wrong()
+
+
+def test_results_that_are_tuples_are_exported_and_read_back():
+    """In and out; the names in the file are those of the package."""
+    logits, labels = np.array([[2.0, 0.0], [0.0, 1.0]], np.float32), np.array([0, 0])
+
+    def step(so_far, logits):
+        mean, aux = jxent.softmax_cross_entropy(logits, labels, reduction="partial", return_aux=True)
+        return so_far + mean, aux
+
+    so_far = Mean(jnp.float32(1), jnp.float32(2))
+    exported = jax.export.export(jax.jit(step))(so_far, jax.ShapeDtypeStruct(logits.shape, logits.dtype))
+    data = exported.serialize()
+    assert b"jxent.Mean" in data
+    assert b"jxent.CrossEntropyAux" in data
+    mean, aux = jax.export.deserialize(data).call(so_far, logits)
+    assert isinstance(mean, Mean)
+    assert isinstance(aux, jxent.CrossEntropyAux)
+    jax.tree.map(assert_close, (mean, aux), step(so_far, logits))
 
 
 def test_mean_value_of_nothing():
@@ -125,3 +163,53 @@ def test_partial_counts_exactly_beyond_float32_ones():
     where = jnp.ones(count, bool)
     result = jxent.sigmoid_binary_cross_entropy(jnp.zeros(count), where, where=where, reduction="partial")
     assert result.weight == count
+
+
+@pytest.mark.parametrize("shape", [(65536, 32768), (65536, 65536)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_counts_are_right_beyond_int32(shape, masked):
+    """Nothing of that size is held, and the rows, which nobody asks for, are not computed."""
+
+    def weight(value):
+        values = jnp.broadcast_to(value, shape)
+        where = values > 0 if masked else None
+        return jxent.sigmoid_binary_cross_entropy(values, values > 0, where=where, reduction="partial").weight
+
+    assert jax.jit(weight)(1.0) == np.prod(shape, dtype=float)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_weighted_mean_is_right_beyond_int32(masked):
+    def mean(value):
+        values = jnp.broadcast_to(value, (65536, 32768))
+        return jxent.weighted_mean(values, where=values > 0 if masked else None)
+
+    np.testing.assert_allclose(jax.jit(mean)(1.0), 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("reduction", ["partial", "mean"])
+def test_without_mask_and_weights_nothing_is_counted(reduction):
+    """The size is known; of a symbolic shape, it is computed from the sizes of the axes."""
+
+    def loss(logits):
+        return jxent.sigmoid_binary_cross_entropy(logits, logits, reduction=reduction)
+
+    n, m = jax.export.symbolic_shape("n, m")
+    exported = jax.export.export(jax.jit(loss))(jax.ShapeDtypeStruct((n, m), jnp.float32))
+    assert exported.mlir_module().count("stablehlo.reduce") == 1
+    logits = np.zeros((3, 5), np.float32)
+    total, weight = jax.jit(lambda x: jxent.sigmoid_binary_cross_entropy(x, x, reduction="partial"))(logits)
+    assert weight == 15
+    want = total / weight if reduction == "mean" else (total, weight)
+    assert_close(jnp.stack(jax.tree.leaves(exported.call(logits))), jnp.stack(jax.tree.leaves(want)))
+
+
+def test_weights_that_are_sizes_add_up_over_devices():
+    def psum(x):
+        return jxent.sigmoid_binary_cross_entropy(x, x, reduction="partial").psum("data")
+
+    x = np.zeros((8, 3), np.float32)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    by_device = jax.shard_map(psum, mesh=mesh, in_specs=P("data"), out_specs=P())
+    assert jax.jit(by_device)(x).weight == 24
+    np.testing.assert_array_equal(jax.vmap(psum, axis_name="data")(x.reshape(4, 2, 3)).weight, [24] * 4)

@@ -53,7 +53,25 @@ SABOTAGES = {
     ),
     "ignore_index dropped": Sabotage(TARGETS, "if counted is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
     "ids clipped to an ignore_index": Sabotage(
-        "_core/arguments.py", "if ignored in (limits.min, limits.max):", "if False:", SOFTMAX, "taken_for_an_ignore"
+        "_core/arguments.py",
+        "clipped = np.where((clipped == at) & (value != ignored), beside, clipped)",
+        "pass",
+        SOFTMAX,
+        "taken_for_an_ignore",
+    ),
+    "an ignore_index beyond 32 bits not clipped as its ids": Sabotage(
+        "_core/arguments.py",
+        "ignored_as = None if ignored is None else _within_int32(ignored)",
+        "ignored_as = ignored",
+        "tests/_core/test_arguments.py",
+        "wide_ids and array",
+    ),
+    "entries of a list wrapped": Sabotage(
+        "_core/arguments.py",
+        "return narrowed(array) if _is_wide(array.dtype) else array",
+        "return narrowed(array) if _is_wide(array.dtype) and array.ndim else array",
+        "tests/_core/test_arguments.py",
+        "wide_ids and beside",
     ),
     "smoothing dropped": Sabotage(
         TARGETS, "if self.smoothing is None:", "if True:", SOFTMAX, "one_option and label_smoothing and sum"
@@ -74,8 +92,8 @@ SABOTAGES = {
     ),
     "mean over all rows": Sabotage(
         "reduction.py",
-        "if where is None else where\n        return",
-        "if True else where\n        return",
+        "if where is None:\n            return size_of(",
+        "if True:\n            return size_of(",
         SOFTMAX,
         "one_option and where and mean and softmax",
     ),
@@ -85,6 +103,22 @@ SABOTAGES = {
         "weighted(ones if row_weight is None else row_weight, None, where)",
         SOFTMAX,
         "one_option and sample_weight and mean and softmax",
+    ),
+    "counts wrapped": Sabotage(
+        "_core/counts.py", "size * length <= limit", "True", "tests/_core/test_counts.py", "more_than_int32"
+    ),
+    "carry of a count dropped": Sabotage(
+        "_core/counts.py", " + (low >> _LOW_BITS)", "", "tests/_core/test_counts.py", "rounded_once"
+    ),
+    "class counts all in one part": Sabotage(
+        "class_weights.py",
+        "part = jnp.arange(ids.size, dtype=jnp.uint32) % ",
+        "part = jnp.arange(ids.size, dtype=jnp.uint32) * 0 + ",
+        "tests/test_class_weights.py",
+        "than_int32",
+    ),
+    "means taken for arrays by NumPy": Sabotage(
+        "reduction.py", "__array_ufunc__ = None", "pass", "tests/test_reduction.py", "by_numpy"
     ),
     "mean of means": Sabotage(
         "reduction.py", "self.weight + other.weight", "self.weight", "tests/test_reduction.py", "mean"
@@ -274,14 +308,15 @@ SABOTAGES = {
     ),
     "absent classes counted": Sabotage(
         "class_weights.py",
-        "_or_1(jnp.sum(occurs, dtype=counts.dtype))",
+        "_or_1(count(occurs, (0,), counts.dtype))",
         "jnp.asarray(counts.size, counts.dtype)",
         "tests/test_class_weights.py",
         "paper",
     ),
     "ignored labels refused": Sabotage(
-        "labels.py", "is_bad &= ids != ignored", "pass", "tests/test_labels.py", "passes_good_ones"
+        "labels.py", "is_bad &= labels != ignored", "pass", "tests/test_labels.py", "passes_good_ones"
     ),
+    "rounding refused": Sabotage("labels.py", "1 + arguments.LABEL_ROUNDING", "1", "tests/test_labels.py", "good_ones"),
     "option missing from the overloads": Sabotage(
         "_core/signatures.py", "    axis: int\n", "", "tests/test_typing.py", "overloads"
     ),
@@ -356,6 +391,9 @@ SABOTAGES = {
         "logits + lax.stop_gradient(softcap(logits, shared.logit_softcap) - logits)",
         FUSED,
         "plain_formula and 31 and 5.0",
+    ),
+    "softcap of inf taken for a cap": Sabotage(
+        LINEAR, "return jnp.where(is_none, logits, capped)", "return capped", FUSED, "softcap_of_inf"
     ),
     "softcap of a class that does not exist": Sabotage(
         LINEAR, "jnp.where(is_dead, -jnp.inf, cap", "jnp.where(False, -jnp.inf, cap", FUSED, "padded_columns"

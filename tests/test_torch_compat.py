@@ -667,6 +667,44 @@ def test_bad_id_raises_where_it_is_known_and_is_nan_where_it_is_traced(name, bad
         assert np.isfinite(result[0]).all()
 
 
+@pytest.mark.parametrize("name", [CE, NLL])
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int2", "uint2"])
+def test_ids_of_a_few_bits_are_checked_as_others_are(name, dtype):
+    function, (scores, _) = getattr(torch_compat, name), plain_inputs(name)
+    target = jnp.array([1, 0], dtype)
+    np.testing.assert_allclose(
+        function(scores, target), formula(name, scores, np.array([1, 0]), reduction="mean"), rtol=1e-6
+    )
+    with pytest.raises(IndexError, match=r"target is 1 at \(0,\); expected an id in \[0, 1\)"):
+        function(scores[:, :1], target)
+    assert np.isfinite(function(scores[:, :1], target, ignore_index=1))
+
+
+def test_wide_pos_weight_is_the_number_it_is():
+    logits, labels = np.zeros((2, 1), np.float32), np.ones((2, 1), np.float32)
+    for pos_weight in (np.array([2**40]), np.array([[2**40], [2**40]])):
+        loss = torch_compat.binary_cross_entropy_with_logits(logits, labels, pos_weight=pos_weight)
+        np.testing.assert_allclose(loss, 2**40 * np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", [jax.random.key(0), jax.random.split(jax.random.key(0), 2)], ids=["key", "keys"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_keys_are_no_labels(name, target):
+    with pytest.raises(
+        TypeError, match=rf"^torch_compat.{name}: target .* got key<fry>|^torch_compat.{name}: target has"
+    ):
+        getattr(torch_compat, name)(plain_inputs(name)[0], target)
+
+
+def test_every_axis_that_fits_the_target_is_named():
+    scores, target = np.zeros((4, 2, 4, 4), np.float32), np.zeros((2, 4, 4), int)
+    with pytest.raises(ValueError, match=r"did you mean jnp.moveaxis\(input, 0, 1\)\?$"):
+        torch_compat.cross_entropy(scores, target)
+    scores = np.zeros((4, 2, 4, 4), np.float32)
+    with pytest.raises(ValueError, match=r"jnp.moveaxis\(input, 2, 1\) or jnp.moveaxis\(input, 3, 1\)\?$"):
+        torch_compat.cross_entropy(scores, np.zeros((4, 2, 4), int))
+
+
 @pytest.mark.parametrize("bad", [-0.1, 1.1, NAN])
 @pytest.mark.parametrize("argument", ["input", "target"])
 def test_number_that_is_no_probability_raises_where_it_is_known_and_is_nan_where_it_is_traced(argument, bad):
@@ -743,6 +781,6 @@ def test_errors_are_in_torchs_words(name, inputs, options, error, message):
         getattr(torch_compat, name)(*inputs, **options)
 
 
-def test_module_is_built_on_public_functions_and_checks_alone():
+def test_module_is_built_on_public_functions_checks_and_counts_alone():
     inside = {module for module in imported_modules(Path(torch_compat.__file__)) if module.startswith("jxent")}
-    assert inside == {"jxent._core.arguments", "jxent.probs", "jxent.sigmoid", "jxent.softmax"}
+    assert inside == {"jxent._core.arguments", "jxent._core.counts", "jxent.probs", "jxent.sigmoid", "jxent.softmax"}

@@ -7,7 +7,6 @@ first and returns the argument as the rest of the library wants it.
 import numbers
 import operator
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +20,9 @@ from jxent._core.dtypes import compute_dtype
 from jxent._core.shards import VocabAxis, varying_axes
 
 REDUCTIONS = ("none", "sum", "mean", "partial")
+_INT32 = np.iinfo(np.int32)
+# How far a floating binary label may be outside [0, 1]: rounding, not another meaning.
+LABEL_ROUNDING = 1e-3
 _LABELS_BESIDE = {"logits": "labels", "probs": "labels", "log_probs": "labels", "input": "target"}
 _PRECISIONS = (
     "None, 'default', 'high', 'highest', a jax.lax.Precision, a pair of these, or an algorithm of jax.lax.DotAlgorithm "
@@ -37,34 +39,68 @@ def _as_array(
     fn: str, name: str, value: Any, narrowed: Callable[[np.ndarray], np.ndarray], wanted: str = "an array of numbers"
 ) -> Array:
     """`narrowed` is for what jax would truncate: 64-bit integers, without x64."""
-    if hints.holds_text(value):
-        raise TypeError(
-            f"{fn}: {name} must be {wanted}; got {hints.content_of(value)}{hints.content_hint(name, value)}"
-        )
-    is_integer = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iu"
-    if is_integer and jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
-        value = narrowed(np.asarray(value))
+    if isinstance(value, Array) and not _is_converted(value):
+        return value
+    if hints.is_record(value):
+        raise _refusal(fn, name, value, wanted)
     try:
-        array = jnp.asarray(value)
-    except OverflowError:  # from Python integers, where NumPy has a dtype that is wide enough
-        wide = np.asarray(value)
-        if wide.dtype == object:
-            raise TypeError(f"{fn}: {name} must be {wanted}; got {type(value).__name__} beyond 64 bits") from None
-        return _as_array(fn, name, wide, narrowed, wanted)
+        array = jnp.asarray(_without_wide(value, narrowed))
     except (TypeError, ValueError) as error:
-        message = f"{fn}: {name} must be {wanted}; got {hints.content_of(value)}{hints.content_hint(name, value)}"
-        raise TypeError(message) from error
+        raise _refusal(fn, name, value, wanted) from error
     return lax.convert_element_type(array, array.dtype)
 
 
+def _refusal(fn: str, name: str, value: Any, wanted: str) -> TypeError:
+    return TypeError(f"{fn}: {name} must be {wanted}; got {hints.content_of(value)}{hints.content_hint(name, value)}")
+
+
+def _is_converted(array: Array) -> bool:
+    """Whether jax would make another dtype of it sooner or later, being weakly typed or from under x64."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        return False
+    return jax.typeof(array).weak_type or jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
+
+
+def _without_wide(value: Any, narrowed: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """The same numbers, of which those that jax is about to truncate are `narrowed` first."""
+    if isinstance(value, list | tuple):
+        leaves = jax.tree.leaves(value)
+        if any(_is_of_jax(leaf) for leaf in leaves if type(leaf) not in (bool, int, float)):
+            return jax.tree.map(lambda leaf: _without_wide(leaf, narrowed), value)
+    if _is_small_number(value) or _is_of_jax(value):
+        return value
+    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return narrowed(array) if _is_wide(array.dtype) else array
+
+
+def _is_small_number(value: Any) -> bool:
+    """Whether it is one of Python, and no integer that int32 does not hold."""
+    return isinstance(value, float) or (isinstance(value, int) and value == _within_int32(value))
+
+
+def _is_of_jax(value: Any) -> bool:
+    """Whether jax knows best what to make of it; not of integers made under x64, which it truncates outside."""
+    is_array = isinstance(value, Array) and (isinstance(value, Tracer) or not _is_wide(value.dtype))
+    return is_array or hasattr(value, "__jax_array__")
+
+
+def _is_wide(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer) and jax.dtypes.canonicalize_dtype(dtype) != dtype
+
+
 def _clipped(value: np.ndarray, ignored: int | None = None) -> np.ndarray:
-    """For ids: one that is out of range stays out of it, and does not become the one that is `ignored`."""
-    limits = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
-    clipped = np.clip(value, limits.min, limits.max)
-    if ignored in (limits.min, limits.max):
-        beside = ignored + 1 if ignored == limits.min else ignored - 1
-        clipped = np.where((clipped == ignored) & (value != ignored), beside, clipped)
-    return clipped.astype(limits.dtype)
+    """For ids: one that is out of range stays out of it, and none becomes the one that is `ignored`, clipped as well."""
+    clipped = np.clip(value, _INT32.min, _INT32.max)
+    if ignored is not None and (at := _within_int32(ignored)) in (_INT32.min, _INT32.max):
+        beside = at + 1 if at == _INT32.min else at - 1
+        clipped = np.where((clipped == at) & (value != ignored), beside, clipped)
+    return clipped.astype(np.int32)
+
+
+def _within_int32(value: int) -> int:
+    return min(max(value, _INT32.min), _INT32.max)
 
 
 def _as_floats(value: np.ndarray) -> np.ndarray:
@@ -92,7 +128,7 @@ def as_values(fn: str, name: str, value: Any) -> Array:
     if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == jnp.bool_:
         return array.astype(jnp.float32)
     array = as_scores(fn, name, array)
-    return array.astype(compute_dtype(array.dtype))
+    return _cast(array, compute_dtype(array.dtype))
 
 
 def as_class_axis(fn: str, name: str, scores: Array, axis: Any) -> int:
@@ -123,9 +159,12 @@ def as_vocab_axis(fn: str, name: str, scores: Array, value: Any) -> VocabAxis:
     """The names of the `shard_map` axes that split the classes of `scores`, as a tuple; or None."""
     if value is None:
         return None
-    if isinstance(value, list | set) or value == ():
-        raise ValueError(f"{fn}: vocab_axis_name must be a name, a tuple of names or None; got {hints.kind_of(value)}")
     names = value if isinstance(value, tuple) else (value,)
+    if not names or not all(map(_is_name, names)):
+        raise ValueError(
+            f"{fn}: vocab_axis_name must be a name, a tuple of names or None; got {hints.kind_of(value)}"
+            f"{hints.static_hint('vocab_axis_name', value)}"
+        )
     for axis_name in names:
         try:
             lax.axis_size(axis_name)
@@ -142,6 +181,15 @@ def as_vocab_axis(fn: str, name: str, scores: Array, value: Any) -> VocabAxis:
             "check_vma=False; leave check_vma on, since gradients would be wrong by the size of the axis without it"
         )
     return names
+
+
+def _is_name(value: Any) -> bool:
+    """Of an axis: anything that may be a key, as jax has it. Arrays may not."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def check_same_over(fn: str, vocab_axis_name: VocabAxis, **arrays: Array | None) -> None:
@@ -174,27 +222,37 @@ def as_ignore_index(fn: str, value: Any) -> int | None:
     return None if value is None else as_integer(fn, "ignore_index", value)
 
 
-def as_labels(fn: str, name: str, value: Any, ignored: int | None) -> Array:
-    """Labels of any dtype. Ids that 32 bits do not hold are bad ones, and never the one that is `ignored`."""
-    return _as_array(fn, name, value, partial(_clipped, ignored=ignored))
+def as_labels(fn: str, name: str, value: Any, ignored: int | None) -> tuple[Array, int | None]:
+    """Labels of any dtype, and `ignored` as it is among them: where 64-bit ids are narrowed to 32 bits, so is it.
+
+    Other ids that 32 bits do not hold stay bad ones, which are not ignored.
+    """
+    ignored_as = ignored
+
+    def narrowed(wide: np.ndarray) -> np.ndarray:
+        nonlocal ignored_as
+        ignored_as = None if ignored is None else _within_int32(ignored)
+        return _clipped(wide, ignored)
+
+    return _as_array(fn, name, value, narrowed), ignored_as
 
 
 def as_class_labels(
     fn: str, scores_name: str, scores: Array, axis: int, labels: Any, ignored: int | None = None
-) -> Array:
-    """Integer labels of the row shape, or floating labels of the whole shape."""
-    labels = as_labels(fn, "labels", labels, ignored)
+) -> tuple[Array, int | None]:
+    """Integer labels of the row shape, or floating labels of the whole shape; and `ignored` as `as_labels` has it."""
+    labels, ignored = as_labels(fn, "labels", labels, ignored)
     rows = row_shape(scores, axis)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         if labels.shape == rows:
-            return labels
+            return labels, ignored
     elif not jnp.issubdtype(labels.dtype, jnp.floating):
         raise TypeError(
             f"{fn}: labels has dtype {labels.dtype.name}; expected an integer dtype (class ids) or a floating one "
             f"(distributions){hints.label_dtype_hint(labels, scores)}"
         )
     elif labels.shape == scores.shape:
-        return labels
+        return labels, ignored
     at_axis = "" if scores_name == "hidden @ kernel" else f" and axis={axis}"
     raise ValueError(
         f"{fn}: labels has shape {labels.shape} and dtype {labels.dtype.name}; expected {rows} of an integer dtype "
@@ -203,36 +261,47 @@ def as_class_labels(
     )
 
 
-def as_ids(fn: str, name: str, value: Any, ignored: int | None = None) -> Array:
+def as_ids(fn: str, name: str, value: Any) -> Array:
     """Integers of any shape."""
-    ids = as_labels(fn, name, value, ignored)
-    _check_ids_dtype(fn, name, ids.dtype)
+    ids, _ = as_labels(fn, name, value, None)
+    check_ids_dtype(fn, name, ids.dtype)
     return ids
 
 
-def as_concrete_ids(fn: str, name: str, value: Any) -> np.ndarray:
-    """The same in NumPy: 64 bits are not narrowed, and nothing is traced."""
-    try:
-        ids = np.asarray(value)
-    except ValueError as error:
-        raise TypeError(f"{fn}: {name} must be an array of integers; got {hints.content_of(value)}") from error
-    if ids.dtype.kind not in "biufc":
-        raise TypeError(
-            f"{fn}: {name} must have an integer dtype (class ids); got {hints.content_of(value)}{hints.content_hint(name, value)}"
-        )
-    _check_ids_dtype(fn, name, ids.dtype)
-    return ids
-
-
-def _check_ids_dtype(fn: str, name: str, dtype: Any) -> None:
+def check_ids_dtype(fn: str, name: str, dtype: Any, hint: str = "") -> None:
     if not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(f"{fn}: {name} must have an integer dtype (class ids); got {dtype.name}")
+        raise TypeError(f"{fn}: {name} must have an integer dtype (class ids); got {dtype.name}{hint}")
+
+
+def check_binary_dtype(fn: str, name: str, dtype: Any) -> None:
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise TypeError(f"{fn}: {name} must have a bool, integer or floating dtype; got {dtype.name}")
+
+
+def as_concrete(fn: str, name: str, value: Any) -> np.ndarray:
+    """Numbers in NumPy: 64 bits are not narrowed, and nothing is traced."""
+    wanted = "an array of numbers"
+    if hints.is_record(value):
+        raise _refusal(fn, name, value, wanted)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise _refusal(fn, name, value, wanted) from error
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
+        raise _refusal(fn, name, value, wanted)
+    # NumPy compares what ml_dtypes has of 2 and 4 bits with nothing that they do not hold.
+    is_narrow = array.dtype.kind not in "iu" and jnp.issubdtype(array.dtype, jnp.integer)
+    return array.astype(np.int8) if is_narrow else array
 
 
 def as_num_classes(fn: str, value: Any) -> int:
     num_classes = as_integer(fn, "num_classes", value)
     if num_classes < 1:
         raise ValueError(f"{fn}: num_classes must be at least 1; got {num_classes}")
+    if num_classes > _INT32.max:
+        raise ValueError(
+            f"{fn}: num_classes must be below 2**31, as ids are int32; got {hints.shortened(str(num_classes))}"
+        )
     return num_classes
 
 
@@ -241,15 +310,13 @@ def as_counts(fn: str, name: str, value: Any) -> Array:
     counts = as_real(fn, name, value)
     if counts.ndim != 1:
         raise ValueError(f"{fn}: {name} has shape {counts.shape}; expected one axis, a count for each class")
-    return counts.astype(compute_dtype(counts.dtype if jnp.issubdtype(counts.dtype, jnp.floating) else jnp.float32))
+    return _cast(counts, compute_dtype(counts.dtype if jnp.issubdtype(counts.dtype, jnp.floating) else jnp.float32))
 
 
 def as_binary_labels(fn: str, scores_name: str, scores: Array, labels: Any, name: str = "labels") -> Array:
     """Bool, integer or floating labels, one for each element."""
     labels = as_array(fn, name, labels)
-    kinds = (jnp.bool_, jnp.integer, jnp.floating)
-    if not any(jnp.issubdtype(labels.dtype, kind) for kind in kinds):
-        raise TypeError(f"{fn}: {name} must have a bool, integer or floating dtype; got {labels.dtype.name}")
+    check_binary_dtype(fn, name, labels.dtype)
     if labels.shape == scores.shape:
         return labels
     hint = ""
@@ -272,7 +339,7 @@ def as_per_class(fn: str, name: str, value: Any, num_classes: int, dtype: Any) -
     array = as_real(fn, name, value)
     if array.shape != (num_classes,):
         raise ValueError(f"{fn}: {name} has shape {array.shape}; expected ({num_classes},), one a class")
-    return array.astype(dtype)
+    return _cast(array, dtype)
 
 
 def as_per_column(fn: str, name: str, value: Any, scores: Array, dtype: Any, scalar: bool) -> Array | None:
@@ -286,14 +353,14 @@ def as_per_column(fn: str, name: str, value: Any, scores: Array, dtype: Any, sca
         hint = "; it is not [w_neg, w_pos]: to weigh positives against negatives use pos_weight" if not scalar else ""
         expected = f"expected {' or '.join(wanted)}" if wanted else "scores of rank 0 have no columns to weigh"
         raise ValueError(f"{fn}: {name} has shape {array.shape}; {expected}{hint}")
-    return lax.expand_dims(array.astype(dtype), range(scores.ndim - array.ndim))
+    return lax.expand_dims(_cast(array, dtype), range(scores.ndim - array.ndim))
 
 
 def as_per_row(fn: str, name: str, value: Any, rows: tuple[int, ...], dtype: Any) -> Array | None:
     """Numbers of the row shape, in the compute dtype."""
     if value is None:
         return None
-    return _broadcast_to_rows(fn, name, as_real(fn, name, value), rows).astype(dtype)
+    return _broadcast_to_rows(fn, name, _cast(as_real(fn, name, value), dtype), rows)
 
 
 def as_row_mask(fn: str, value: Any, rows: tuple[int, ...]) -> Array | None:
@@ -303,7 +370,8 @@ def as_row_mask(fn: str, value: Any, rows: tuple[int, ...]) -> Array | None:
     mask = _as_array(fn, "where", value, _clipped, "an array of bools")
     if mask.dtype != jnp.bool_:
         array = "where" if hasattr(value, "dtype") else "jnp.asarray(where)"
-        raise TypeError(f"{fn}: where must have dtype bool; got {mask.dtype.name}; did you mean {array} != 0?")
+        hint = f"; did you mean {array} != 0?" if jnp.issubdtype(mask.dtype, jnp.number) else ""
+        raise TypeError(f"{fn}: where must have dtype bool; got {mask.dtype.name}{hint}")
     return _broadcast_to_rows(fn, "where", mask, rows)
 
 
@@ -314,7 +382,7 @@ def _broadcast_to_rows(fn: str, name: str, array: Array, rows: tuple[int, ...]) 
             f"{fn}: {name} has shape {array.shape}; expected the row shape {rows}, or the same rank with axes of size 1"
             f"{hints.row_hint(name, array, rows)}"
         )
-    return jnp.broadcast_to(array, rows)
+    return array if array.shape == rows else jnp.broadcast_to(array, rows)
 
 
 def as_hyper_parameter(
@@ -325,11 +393,15 @@ def as_hyper_parameter(
     return None if is_number(value) and value == 0 else as_scalar(fn, name, value, dtype)
 
 
-def as_scalar(fn: str, name: str, value: Any, dtype: Any) -> Array:
+def as_scalar(fn: str, name: str, value: Any, dtype: Any) -> Any:
+    """A scalar in the compute dtype: a Python number becomes one of NumPy, which jax need not send to a device."""
+    if type(value) in (int, float) and _is_small_number(value):
+        with np.errstate(over="ignore"):
+            return np.asarray(value, dtype)
     scalar = as_real(fn, name, value, "a number")
     if scalar.ndim:
         raise ValueError(f"{fn}: {name} must be a scalar; got shape {scalar.shape}; use jax.vmap to try several")
-    return scalar.astype(dtype)
+    return _cast(scalar, dtype)
 
 
 def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool) -> tuple[Array, int]:
@@ -353,17 +425,24 @@ def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool) -> tuple[Ar
     return kernel, num_classes
 
 
-def as_softcap(fn: str, value: Any, dtype: Any) -> Array | None:
-    """A positive scalar in the compute dtype, which may be traced; None for none."""
+def as_softcap(fn: str, value: Any, dtype: Any) -> Any:
+    """A positive scalar in the compute dtype, which may be traced; None for none, as for the number inf."""
     if value is None:
         return None
-    if isinstance(value, numbers.Real) and not float(value) > 0:
-        raise ValueError(f"{fn}: logit_softcap must be above 0, or None for none; got {value}")
-    return as_hyper_parameter(fn, "logit_softcap", value, dtype)
+    number = _number_in(value)
+    if not is_number(number):
+        return as_scalar(fn, "logit_softcap", value, dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        cap = np.asarray(float(number), dtype)
+    if not cap > 0:
+        raise ValueError(f"{fn}: logit_softcap must be above 0, or None for none; got {number}")
+    return None if cap == np.inf else cap
 
 
 def check_precision(fn: str, value: Any) -> None:
     """What `jax.lax.dot_general` takes as `precision`; it knows best what that is."""
+    if value is None:
+        return
     operand = jax.ShapeDtypeStruct((1, 1), jnp.float32)
     try:
         jax.eval_shape(lambda a: lax.dot_general(a, a, (((1,), (0,)), ((), ())), precision=value), operand)
@@ -382,8 +461,7 @@ def as_chunk_size(fn: str, value: Any) -> int | None:
 
 def check_range(fn: str, name: str, value: Any, low: float, high: float) -> None:
     """Numbers must lie in [low, high]; jax arrays, which may be traced, are not looked into."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value.item()
+    value = _number_in(value)
     if is_number(value) and not low <= float(value) <= high:
         wanted = "a number" if low == -np.inf else f"at least {low:g}" if high == np.inf else f"in [{low:g}, {high:g}]"
         raise ValueError(f"{fn}: {name} must be {wanted}; got {value}")
@@ -392,7 +470,10 @@ def check_range(fn: str, name: str, value: Any, low: float, high: float) -> None
 def check_reduction(fn: str, reduction: Any) -> None:
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         choices = ", ".join(repr(choice) for choice in REDUCTIONS)
-        raise ValueError(f"{fn}: reduction must be one of {choices}; got {hints.shortened(repr(reduction))}")
+        raise ValueError(
+            f"{fn}: reduction must be one of {choices}; got {hints.shortened(repr(reduction))}"
+            f"{hints.reduction_hint(reduction, REDUCTIONS)}"
+        )
 
 
 def check_flag(fn: str, name: str, value: Any) -> None:
@@ -410,9 +491,20 @@ def as_real(fn: str, name: str, value: Any, wanted: str = "an array of numbers")
     """Floating or integer numbers of any shape."""
     array = _as_array(fn, name, value, _as_floats, wanted)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
-        hint = f"; to leave rows out, did you mean where={name}?" if name == "sample_weight" else ""
+        is_mask = name == "sample_weight" and array.dtype == jnp.bool_
+        hint = f"; to leave rows out, did you mean where={name}?" if is_mask else ""
         raise TypeError(f"{fn}: {name} must have a floating or integer dtype; got {array.dtype.name}{hint}")
     return array
+
+
+def _cast(array: Array, dtype: Any) -> Array:
+    """The array itself where it has the dtype: `astype` takes longer to find that out."""
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+def _number_in(value: Any) -> Any:
+    """The number in a NumPy array of rank 0; anything else as it is."""
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def is_number(value: Any) -> bool:

@@ -32,7 +32,9 @@ def label_hint(labels: Array, scores: Array, axis: int, has_axis: bool) -> str:
     elif labels.shape == scores.shape:
         hint = "; for one-hot labels, did you mean labels.astype(jnp.float32)?"
     elif has_axis and others:
-        hint = f"; did you mean axis={others[0]}?"
+        # Where several fit, the one that torch has.
+        others.sort(key=lambda a: a != 1)
+        hint = f"; did you mean {' or '.join(f'axis={a}' for a in others)}?"
     elif labels.ndim and labels.ndim != len(rows) and labels.size == math.prod(rows):
         hint = f"; did you mean labels.reshape({rows})?"
     return hint
@@ -49,8 +51,13 @@ def row_hint(name: str, array: Array, rows: tuple[int, ...]) -> str:
 
 
 def holds_text(value: Any) -> bool:
-    """Whether text is in a list: jax asks NumPy for a dtype of that name then, which warns for some letters."""
     return isinstance(value, str | list | tuple) and any(isinstance(leaf, str) for leaf in jax.tree.leaves(value))
+
+
+def is_record(value: Any) -> bool:
+    """Whether it is a named tuple, or a list of some: `Mean` is one."""
+    parts = value if type(value) in (list, tuple) else (value,)
+    return any(isinstance(part, tuple) and hasattr(part, "_fields") for part in parts)
 
 
 def content_of(value: Any) -> str:
@@ -58,19 +65,27 @@ def content_of(value: Any) -> str:
     kind = type(value).__name__
     if isinstance(value, str):
         return f"{kind} {shortened(repr(value))}"
+    if isinstance(value, int):
+        return f"{kind} beyond 64 bits"
+    if is_record(value):
+        return f"{kind} of {type(value[0]).__name__}" if isinstance(value, list) else kind
+    return f"{kind}{_content_of_many(value)}"
+
+
+def _content_of_many(value: Any) -> str:
     if holds_text(value):
-        return f"{kind} of text"
+        return " of text"
     if isinstance(value, list | tuple):
         try:
             value = np.asarray(value)
         except ValueError:
-            return f"{kind} whose parts differ in shape"
+            return " whose parts differ in shape"
     if not isinstance(value, np.ndarray):
-        return kind
+        return ""
     if value.dtype.kind == "O" and all(isinstance(entry, int) for entry in value.flat):
         are_wide = any(not -(2**63) <= entry < 2**64 for entry in value.flat)
-        return f"{kind} of integers beyond 64 bits" if are_wide else f"{kind} of dtype object"
-    return f"{kind} of {'text' if value.dtype.kind in 'US' else f'dtype {value.dtype.name}'}"
+        return " of integers beyond 64 bits" if are_wide else " of dtype object"
+    return f" of {'text' if value.dtype.kind in 'US' else f'dtype {value.dtype.name}'}"
 
 
 def content_hint(name: str, value: Any) -> str:
@@ -78,12 +93,19 @@ def content_hint(name: str, value: Any) -> str:
         return "; did you mean a list of its values, in the order of the ids?"
     if name == "class_weight" and isinstance(value, str) and value == "balanced":
         return "; did you mean balanced_class_weights(class_counts(labels, num_classes))?"
+    if callable(getattr(value, "value", None)) and is_record(value):
+        return "; did you mean its .value()?"
     content = content_of(value)
     if name in ("labels", "target") and content.endswith("of text"):
         return f"; for class names, np.unique({name}, return_inverse=True) gives ids"
     if content.endswith("of dtype object"):
         return f"; did you mean np.asarray({name}, dtype=...), with a dtype of numbers?"
     return "; leave it out for the default" if value is None and name in _WITH_DEFAULT else ""
+
+
+def reduction_hint(reduction: Any, choices: tuple[str, ...]) -> str:
+    meant = str(reduction).lower() if reduction is None or isinstance(reduction, str) else ""
+    return f"; did you mean {meant!r}?" if meant in choices else ""
 
 
 def static_hint(name: str, value: Any) -> str:

@@ -259,9 +259,11 @@ def _chunk_losses(config: Config, products: Array, rows: PerRow, shared: Shared)
 
 
 def softcap(logits: Array, cap: Array) -> Array:
-    """cap·tanh(logits/cap), but −inf stays −inf: such a class does not exist."""
-    is_dead = logits == -jnp.inf
-    return jnp.where(is_dead, -jnp.inf, cap * jnp.tanh(jnp.where(is_dead, 0, logits) / cap))
+    """cap·tanh(logits/cap), but −inf stays −inf: such a class does not exist. A cap of inf is none."""
+    is_dead, is_none = logits == -jnp.inf, cap == jnp.inf
+    cap = jnp.where(is_none, 1, cap)
+    capped = jnp.where(is_dead, -jnp.inf, cap * jnp.tanh(jnp.where(is_dead, 0, logits) / cap))
+    return jnp.where(is_none, logits, capped)
 
 
 def _sizes(config: Config, rows: PerRow, shared: Shared) -> tuple[int, int | None, int, int]:

@@ -77,7 +77,7 @@ def make_targets(
     rows = arguments.row_shape(scores, axis)
     num_classes = scores.shape[axis]
     ignored = arguments.as_ignore_index(fn, ignore_index)
-    labels = arguments.as_class_labels(fn, scores_name, scores, axis, labels, ignored)
+    labels, ignored = arguments.as_class_labels(fn, scores_name, scores, axis, labels, ignored)
     class_weight = arguments.as_per_class(fn, "class_weight", class_weight, num_classes, dtype)
     sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, rows, dtype)
     where = arguments.as_row_mask(fn, where, rows)

@@ -51,14 +51,31 @@ MULTICLASS_TABLE = {
     "scores of differing shapes": ([x, x[:2]], ids, {}, TypeError, "got list whose parts differ in shape"),
     "scores and labels exchanged": (ids, x, {}, TypeError, "got int32|or have {} and labels changed places?"),
     "no labels": (x, None, {}, TypeError, "labels must be an array of numbers; got NoneType"),
+    "key labels": (x, jax.random.key(0), {}, TypeError, "labels has dtype key<fry>; expected an integer dtype"),
+    "a Mean for labels": (x, jxent.Mean(ids, ids), {}, TypeError, "got Mean; did you mean its .value()?"),
+    "masked array": (
+        x,
+        np.ma.masked_array(ids, ids > 0),
+        {},
+        TypeError,
+        "labels must be an array of numbers; got Mask",
+    ),
     "class names": (x, list("abca"), {}, TypeError, "got list of text; for class names, np.unique(labels, return_inv"),
     "class names of NumPy": (x, np.array(list("abca")), {}, TypeError, "got ndarray of text|np.unique(labels"),
-    "labels beyond 64 bits": (x, [2**70, 0, 0, 0], {}, TypeError, "labels must be|got list beyond 64 bits"),
+    "labels beyond 64 bits": (x, [2**70, 0, 0, 0], {}, TypeError, "labels must be|got list of integers beyond 64 bits"),
     "labels of objects": (x, ids.astype(object), {}, TypeError, "dtype object; did you mean np.asarray(labels, dtype"),
     "labels in one row": (x[None], ids, {}, ValueError, "expected (1, 4)|did you mean labels.reshape((1, 4))?"),
     "column of float ids": (x, x[:, :1], {}, ValueError, "did you mean labels.squeeze(-1).astype(jnp.int32)?"),
     "one-hot bools": (x, x > 0, {}, TypeError, "did you mean labels.astype(jnp.float32)?"),
     "images": (x.reshape(2, 5, 2, 2), np.zeros((2, 2, 2), int), {}, ValueError, "and axis=3; did you mean axis=1?"),
+    "images of two": (x.reshape(2, 5, 4), np.zeros((2, 4), int), {}, ValueError, "and axis=2; did you mean axis=1?"),
+    "images of as many as classes": (
+        np.zeros((4, 4, 8, 8), np.float32),
+        np.zeros((4, 8, 8), int),
+        {},
+        ValueError,
+        "and axis=3; did you mean axis=1 or axis=0?",
+    ),
     "column of ids": (x, ids[:, None], {}, ValueError, "labels has shape (4, 1)|expected (4,)|labels.squeeze(-1)?"),
     "one-hot integers": (x, soft.astype(np.int32), {}, ValueError, "(4, 10)|did you mean labels.astype(jnp.float32)?"),
     "float ids": (x, ids.astype(np.float32), {}, ValueError, "(4,)|did you mean labels.astype(jnp.int32)?"),
@@ -71,6 +88,8 @@ MULTICLASS_TABLE = {
     "class_weight a scalar": (x, ids, {"class_weight": 2.0}, ValueError, "class_weight has shape ()"),
     "class_weight bool": (x, ids, {"class_weight": np.ones(10, bool)}, TypeError, "class_weight must have|got bool"),
     "class_weight text": (x, ids, {"class_weight": "balanced"}, TypeError, "did you mean balanced_class_weights(class"),
+    "class_weight a key": (x, ids, {"class_weight": jax.random.key(0)}, TypeError, "class_weight must have|key<fry>"),
+    "class_weight a Mean": (x, ids, {"class_weight": jxent.Mean(x, x)}, TypeError, "got Mean; did you mean its .value"),
     "class_weight a dict": (x, ids, {"class_weight": {0: 1.0}}, TypeError, "got dict; did you mean a list of its val"),
     "sample_weight of the wrong length": (x, ids, {"sample_weight": np.ones(3)}, ValueError, "row shape (4,)"),
     "sample_weight of a wrong rank": (
@@ -91,6 +110,7 @@ MULTICLASS_TABLE = {
     "float mask": (x, ids, {"where": np.ones(4, np.float32)}, TypeError, "where must have dtype bool; got float32"),
     "integer mask": (x, ids, {"where": np.ones(4, np.int32)}, TypeError, "where must have dtype bool; got int32"),
     "integer list as mask": (x, ids, {"where": [1, 1, 0, 0]}, TypeError, "did you mean jnp.asarray(where) != 0?"),
+    "key as mask": (x, ids, {"where": jax.random.split(jax.random.key(0), 4)}, TypeError, "dtype bool; got key<fry>"),
     "text as mask": (x, ids, {"where": "mask"}, TypeError, "where must be an array of bools; got str 'mask'"),
     "mask of the full shape": (x, ids, {"where": x > 0}, ValueError, "where has shape (4, 10); expected the row shape"),
     "mask of the wrong length": (x, ids, {"where": np.ones(3, bool)}, ValueError, "row shape (4,)"),
@@ -115,15 +135,46 @@ MULTICLASS_TABLE = {
         "label_smoothing must be a number; got str '0.1'",
     ),
     "unknown reduction": (x, ids, {"reduction": "avg"}, ValueError, "'none', 'sum', 'mean', 'partial'; got 'avg'"),
-    "reduction None": (x, ids, {"reduction": None}, ValueError, "'none', 'sum', 'mean', 'partial'; got None"),
+    "reduction None": (x, ids, {"reduction": None}, ValueError, "'partial'; got None; did you mean 'none'?"),
+    "reduction in capitals": (x, ids, {"reduction": "MEAN"}, ValueError, "got 'MEAN'; did you mean 'mean'?"),
+    "reduction an array": (x, ids, {"reduction": x}, ValueError, "'partial'; got array("),
 }
 SOFTMAX_TABLE = {
     "z_loss an array": (x, ids, {"z_loss": np.ones(4)}, ValueError, "z_loss must be a scalar; got shape (4,)"),
     "z_loss NaN": (x, ids, {"z_loss": np.nan}, ValueError, "z_loss must be a number; got nan"),
-    "z_loss beyond every integer": (x, ids, {"z_loss": 2**70}, TypeError, "z_loss must be a number; got int beyond"),
+    "z_loss beyond every integer": (x, ids, {"z_loss": 2**70}, TypeError, "z_loss must be a number; got int beyond 64"),
     "z_loss a bool": (x, ids, {"z_loss": True}, TypeError, "z_loss must have a floating or integer dtype; got bool"),
     "vocab_axis_name a list": (x, ids, {"vocab_axis_name": ["v"]}, ValueError, "a name, a tuple of names or None; got"),
     "vocab_axis_name empty": (x, ids, {"vocab_axis_name": ()}, ValueError, "a name, a tuple of names or None; got ()"),
+    "vocab_axis_name an array": (x, ids, {"vocab_axis_name": ids}, ValueError, "a tuple of names or None; got array("),
+    "vocab_axis_name of jax": (
+        x,
+        ids,
+        {"vocab_axis_name": jnp.array(1)},
+        ValueError,
+        "a tuple of names or None; got Arr",
+    ),
+    "vocab_axis_name a key": (
+        x,
+        ids,
+        {"vocab_axis_name": jax.random.key(0)},
+        ValueError,
+        "a tuple of names or None; got",
+    ),
+    "vocab_axis_name a dict": (
+        x,
+        ids,
+        {"vocab_axis_name": {}},
+        ValueError,
+        "a tuple of names or None; got {{}} (dict)",
+    ),
+    "vocab_axis_name of lists": (
+        x,
+        ids,
+        {"vocab_axis_name": (["v"],)},
+        ValueError,
+        "a tuple of names or None; got (['v",
+    ),
     "vocab_axis_name 0": (x, ids, {"vocab_axis_name": 0}, ValueError, "there is no mapped axis 0 here"),
     "return_aux not a bool": (x, ids, {"return_aux": 1}, TypeError, "return_aux must be True or False; got 1 (int)"),
 }
@@ -201,6 +252,8 @@ LINEAR_TABLE = {
     "float mask": (x, k, ids, {"where": x[:, 0]}, TypeError, "where must have dtype bool; got float32"),
     "softcap of 0": (x, k, ids, {"logit_softcap": 0}, ValueError, "logit_softcap must be above 0, or None"),
     "softcap below 0": (x, k, ids, {"logit_softcap": -30.0}, ValueError, "must be above 0|got -30.0"),
+    "softcap below every float": (x, k, ids, {"logit_softcap": 1e-60}, ValueError, "must be above 0|got 1e-60"),
+    "softcap of rank 0": (x, k, ids, {"logit_softcap": np.array(-30.0)}, ValueError, "must be above 0|got -30.0"),
     "softcap NaN": (x, k, ids, {"logit_softcap": np.nan}, ValueError, "logit_softcap must be above 0"),
     "softcap an array": (x, k, ids, {"logit_softcap": np.ones(7)}, ValueError, "logit_softcap must be a scalar"),
     "softcap a bool": (x, k, ids, {"logit_softcap": True}, TypeError, "logit_softcap must have a floating|got bool"),
@@ -243,6 +296,14 @@ MEAN_TABLE = {
     "empty an array": (x, {"empty": x}, ValueError, "empty must be a scalar; got shape (4, 10)"),
     "axis twice": (x, {"axis": (0, -2)}, ValueError, "axis=(0, -2) names an axis of values twice"),
     "axis a float": (x, {"axis": 0.0}, TypeError, "weighted_mean: axis must be a static integer"),
+    "a Mean": (
+        jxent.Mean(x, x),
+        {},
+        TypeError,
+        "values must be an array of numbers; got Mean; did you mean its .value()?",
+    ),
+    "Means": ([jxent.Mean(x, x)] * 2, {}, TypeError, "values must be an array of numbers; got list of Mean"),
+    "an aux": (jxent.CrossEntropyAux(x, x), {}, TypeError, "values must be an array of numbers; got CrossEntropyAux"),
 }
 
 HELPERS_TABLE = {
@@ -253,6 +314,23 @@ HELPERS_TABLE = {
     ),
     "bool labels": (lambda: jxent.class_counts([True], 2), TypeError, "integer dtype (class ids); got bool"),
     "no classes": (lambda: jxent.class_counts([0], 0), ValueError, "num_classes must be at least 1; got 0"),
+    "num_classes beyond int32": (
+        lambda: jxent.class_counts([0], 10**30),
+        ValueError,
+        "num_classes must be below 2**31, as ids are int32; got 1000000000000000000000000000000",
+    ),
+    "too many classes to check": (
+        lambda: jxent.check_labels([0], 2**31),
+        ValueError,
+        "num_classes must be below 2**31",
+    ),
+    "keys to count": (lambda: jxent.class_counts(jax.random.key(0), 2), TypeError, "(class ids); got key<fry>"),
+    "keys to check": (
+        lambda: jxent.check_labels(jax.random.key(0), 2),
+        TypeError,
+        "an array of numbers; got PRNGKeyArray",
+    ),
+    "a Mean to check": (lambda: jxent.check_labels(jxent.Mean(1, 2), 2), TypeError, "an array of numbers; got Mean"),
     "float num_classes": (lambda: jxent.class_counts([0], 2.0), TypeError, "num_classes must be a static integer"),
     "float mask": (lambda: jxent.class_counts([0], 2, where=[1.0]), TypeError, "where must have dtype bool"),
     "mask too long": (lambda: jxent.class_counts([0], 2, where=[True, False]), ValueError, "where has shape (2,)"),
@@ -271,19 +349,29 @@ HELPERS_TABLE = {
         TypeError,
         "check_labels: labels must have an integer dtype",
     ),
+    "binary labels to check": (
+        lambda: jxent.check_labels([True], 2),
+        TypeError,
+        "got bool; for binary labels pass num_classes=None",
+    ),
+    "complex labels to check": (
+        lambda: jxent.check_labels([1j], None),
+        TypeError,
+        "check_labels: labels must have a bool, integer or floating dtype; got complex128",
+    ),
     "traced float labels": (lambda: jax.eval_shape(lambda y: jxent.check_labels(y, 2), x), TypeError, "got float32"),
     "ragged labels": (
         lambda: jxent.check_labels([[0], [0, 1]], 2),
         TypeError,
-        "labels must be an array of integers; got list whose parts differ in shape",
+        "labels must be an array of numbers; got list whose parts differ in shape",
     ),
     "text labels": (
         lambda: jxent.check_labels(["cat"], 2),
         TypeError,
-        "integer dtype (class ids); got list of text; for",
+        "labels must be an array of numbers; got list of text; for",
     ),
     "labels beyond 64 bits": (lambda: jxent.check_labels([2**70], 2), TypeError, "list of integers beyond 64 bits"),
-    "no labels to check": (lambda: jxent.check_labels(None, 2), TypeError, "(class ids); got NoneType"),
+    "no labels to check": (lambda: jxent.check_labels(None, 2), TypeError, "an array of numbers; got NoneType"),
     "empty text": (lambda: jxent.Mean(x[0], x[0]).value("nan"), TypeError, "Mean.value: empty must be a number; got"),
     "no axis to add over": (
         lambda: jxent.Mean(x[0], x[0]).psum("v"),
@@ -405,11 +493,72 @@ def test_lists_are_accepted(fn):
     assert expected.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("form", [np.array, np.ndarray.tolist], ids=["array", "list"])
+def entries(array):
+    return [np.array(entry) for entry in array]
+
+
+def beside_one_of_jax(array):
+    return [jnp.asarray(array[0]), *array[1:]]
+
+
+def made_under_x64(array):
+    with jax.enable_x64(True):
+        return jnp.asarray(array)
+
+
+# How 64-bit integers may come.
+FORMS = {
+    "array": np.asarray,
+    "big-endian": lambda array: array.astype(array.dtype.newbyteorder(">")),
+    "list": np.ndarray.tolist,
+    "list of scalars": list,
+    "list of arrays": entries,
+    "beside one of jax": beside_one_of_jax,
+    "made under x64": made_under_x64,
+    "buffer": memoryview,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("ignored", [None, -(2**63), 2**63 - 1, 2**40, -(2**31), 2**31 - 1, 3])
+def test_wide_ids_are_the_ids_they_are(form, ignored):
+    """Bad ones, whatever their last 32 bits are, but for the one that is ignored; here and for torch."""
+    ids = np.array([0, 2**32, -(2**63), 2**63 - 1, 2**40, -(2**31), 2**31 - 1, 1])
+    want = np.where(ids == ignored, 0, np.where((ids == 0) | (ids == 1), np.log(2), np.nan))
+    zeros, given = np.zeros((8, 2), np.float32), form(ids)
+    np.testing.assert_allclose(softmax(zeros, given, ignore_index=ignored), want, rtol=1e-6)
+    assert np.isnan(jxent.class_counts(given, 2)).all()
+    bad = np.flatnonzero(np.isnan(want))[0]
+    with pytest.raises(ValueError, match=re.escape(f"labels[{bad}] = {ids[bad]}, ")):
+        jxent.check_labels(given, 2, ignore_index=ignored)
+    for fn in (jxent.torch_compat.cross_entropy, jxent.torch_compat.nll_loss):
+        with pytest.raises(IndexError, match=re.escape(f"target is {ids[bad]} at ({bad},)")):
+            fn(zeros, given, ignore_index=-100 if ignored is None else ignored)
+
+
+def test_wide_ids_beside_a_tracer():
+    def rows(first):
+        return softmax(np.zeros((4, 2), np.float32), [first, np.int64(2**32), 2**40, -(2**63)], ignore_index=2**40)
+
+    np.testing.assert_allclose(jax.jit(rows)(1), [np.log(2), np.nan, 0, np.nan], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">f2"])
+def test_big_endian_arrays_are_the_numbers_they_are(dtype, rng):
+    logits, labels, weight = rng.normal(size=(4, 3)), rng.integers(3, size=4), rng.uniform(1, 2, 4)
+    got = softmax(logits.astype(dtype), labels.astype(">i2"), sample_weight=weight.astype(">f8"))
+    want = softmax(logits.astype(dtype[1:]), labels, sample_weight=weight)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(
+        jxent.weighted_mean([weight.astype(dtype)]), jxent.weighted_mean(weight.astype(dtype[1:]))
+    )
+
+
+@pytest.mark.parametrize("form", sorted(FORMS.keys() - {"beside one of jax"}))
 @pytest.mark.parametrize("x64", [False, True])
 def test_wide_integers_are_the_numbers_they_are(form, x64):
     """Without x64, jax has no integers beyond 32 bits: it would wrap those of NumPy and refuse those of Python."""
-    wide = form(np.array([20_000_000_000, 5_000_000_000]))
+    wide = FORMS[form](np.array([20_000_000_000, 5_000_000_000]))
     zeros = np.zeros((2, 2), np.float32)
     with jax.enable_x64(x64):
         per_class = softmax(zeros, [0, 1], class_weight=wide)

@@ -1,0 +1,52 @@
+"""Calls that Python refuses before a function runs: too many arguments by position, or one that it does not have."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, TypeVar, cast
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+# What other libraries call an argument, where the names are not alike.
+_ELSEWHERE = {
+    "alpha": "class_weight",
+    "dim": "axis",
+    "ignore_index": "where",
+    "input": "logits",
+    "mask": "where",
+    "target": "labels",
+    "targets": "labels",
+}
+
+
+def naming_arguments(function: _Function) -> _Function:
+    """The same function, whose error for such a call names the argument that was likely meant."""
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = frozenset((*positional, *by_name))
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        if len(args) > len(positional):
+            example = "class_weight" if "class_weight" in known else next(iter(by_name), None)
+            hint = f"; pass the others by name, as {example}=..." if example else ""
+            raise TypeError(
+                f"{function.__name__}: takes {len(positional)} positional arguments ({', '.join(positional)}); got "
+                f"{len(args)}{hint}"
+            )
+        if not known.issuperset(options):
+            unknown = next(name for name in options if name not in known)
+            others = known.difference(positional[: len(args)], options)
+            raise TypeError(f"{function.__name__}: has no argument {unknown!r}{_hint(unknown, others)}")
+        return function(*args, **options)
+
+    return cast(_Function, called)
+
+
+def _hint(unknown: str, others: frozenset[str]) -> str:
+    """`others`: the arguments that the call did not give."""
+    meant = get_close_matches(unknown, sorted(others))
+    if _ELSEWHERE.get(unknown) in others:
+        meant = [_ELSEWHERE[unknown]]
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
