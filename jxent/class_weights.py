@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -55,10 +56,7 @@ def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None
     num_classes = arguments.as_num_classes(fn, num_classes)
     where = arguments.as_row_mask(fn, where, ids.shape)
 
-    ids = checked_ids(ids, num_classes)
-    ids = ids if where is None else jnp.where(where, ids, num_classes)
-    counts = _histogram(ids, num_classes).astype(jnp.float32)
-    return jnp.where(jnp.any(ids < 0), jnp.nan, counts)
+    return _counts(ids, num_classes, where)
 
 
 def balanced_class_weights(counts: ArrayLike) -> Array:
@@ -208,6 +206,14 @@ def _log_of_beta(fn: str, beta: Any, dtype: Any) -> Array:
     return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, scalar)))
 
 
+@partial(jax.jit, static_argnums=1)
+def _counts(ids: Array, num_classes: int, where: Array | None) -> Array:
+    ids = checked_ids(ids, num_classes)
+    ids = ids if where is None else jnp.where(where, ids, num_classes)
+    counts = _histogram(ids, num_classes).astype(jnp.float32)
+    return jnp.where(jnp.any(ids < 0), jnp.nan, counts)
+
+
 def _histogram(ids: Array, num_classes: int) -> Array:
     """int32 counts of the ids in [0, num_classes)."""
 
@@ -216,9 +222,11 @@ def _histogram(ids: Array, num_classes: int) -> Array:
         indices = jnp.where(ids < 0, num_classes, ids)
         return jnp.zeros(num_classes, jnp.int32).at[indices].add(1, mode="drop")
 
-    sharding = jax.typeof(ids).sharding
-    if all(axes is None for axes in sharding.spec):
+    mesh = jax.typeof(ids).sharding.mesh
+    if not mesh.explicit_axes:
         return count(ids)
-    # A mesh with Explicit axes refuses to scatter along one that is split; the partitioner does it.
-    partitioned: Any = jax.sharding.auto_axes(count, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))
+    # Explicit axes refuse to scatter along one that is split; the partitioner does it. Other axes of the mesh may be those
+    # of a `shard_map` around the call, which are no business of ours.
+    whole = NamedSharding(mesh, PartitionSpec())
+    partitioned: Any = jax.sharding.auto_axes(count, axes=mesh.explicit_axes, out_sharding=whole)
     return partitioned(ids)

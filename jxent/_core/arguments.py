@@ -364,6 +364,8 @@ def as_softcap(fn: str, value: Any, dtype: Any) -> Array | None:
 
 def check_precision(fn: str, value: Any) -> None:
     """What `jax.lax.dot_general` takes as `precision`; it knows best what that is."""
+    if value is None:
+        return
     operand = jax.ShapeDtypeStruct((1, 1), jnp.float32)
     try:
         jax.eval_shape(lambda a: lax.dot_general(a, a, (((1,), (0,)), ((), ())), precision=value), operand)
