@@ -59,10 +59,7 @@ def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None
     num_classes = arguments.as_num_classes(fn, num_classes)
     where = arguments.as_row_mask(fn, where, ids.shape)
 
-    ids = checked_ids(ids, num_classes)
-    ids = ids if where is None else jnp.where(where, ids, num_classes)
-    counts = _histogram(ids, num_classes)
-    return jnp.where(jnp.any(ids < 0), jnp.nan, counts)
+    return _counts(ids, num_classes, where)
 
 
 @naming_arguments
@@ -215,14 +212,24 @@ def _log_of_beta(fn: str, beta: Any, dtype: Any) -> Array:
     return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, scalar)))
 
 
+@partial(jax.jit, static_argnums=1)
+def _counts(ids: Array, num_classes: int, where: Array | None) -> Array:
+    ids = checked_ids(ids, num_classes)
+    ids = ids if where is None else jnp.where(where, ids, num_classes)
+    counts = _histogram(ids, num_classes)
+    return jnp.where(jnp.any(ids < 0), jnp.nan, counts)
+
+
 def _histogram(ids: Array, num_classes: int, limit: int = INT32_MAX) -> Array:
     """float32 counts of the ids in [0, num_classes). `limit` is what an int32 count holds."""
-    sharding = jax.typeof(ids).sharding
-    if all(axes is None for axes in sharding.spec):
+    mesh = jax.typeof(ids).sharding.mesh
+    if not mesh.explicit_axes:
         return _scattered(ids, num_classes, limit)
-    # A mesh with Explicit axes refuses to scatter along one that is split; the partitioner does it.
+    # Explicit axes refuse to scatter along one that is split; the partitioner does it. Other axes of the mesh may be those
+    # of a `shard_map` around the call, which are no business of ours.
     scattered = partial(_scattered, num_classes=num_classes, limit=limit)
-    partitioned: Any = jax.sharding.auto_axes(scattered, out_sharding=NamedSharding(sharding.mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+    partitioned: Any = jax.sharding.auto_axes(scattered, axes=mesh.explicit_axes, out_sharding=whole)
     return partitioned(ids)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, Unpack, overload
 
 import jax
@@ -11,12 +12,12 @@ from jax import Array
 from jxent._core import arguments
 from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
-from jxent._core.linear_meshes import evaluate_on_mesh
-from jxent._core.linear_rows import Config, PerRow, Shared
+from jxent._core.linear.meshes import placed, placement_of
+from jxent._core.linear.rule import Config, LinearAux, PerRow, Shared, evaluate_linear
 from jxent._core.row_sums import along
 from jxent._core.shards import summed
 from jxent._core.signatures import ArrayLike, LinearOptions, Scalar, ToArray, ToMean
-from jxent._core.targets import Targets, make_targets
+from jxent._core.targets import is_ids, make_targets
 from jxent.reduction import Mean, reduce_rows, reduce_total, weighted
 from jxent.softmax import CrossEntropyAux
 
@@ -129,7 +130,8 @@ def linear_softmax_cross_entropy(
             Pad the classes with a bias of −inf if need be. A kernel that was all-gathered over its classes goes without
             this: with it, log_z would be too high by the log of the number of devices, and nothing could tell. Default:
             each device has all classes. Under `jit` alone, arrays may be split in any way without this.
-        return_aux: whether to return a `CrossEntropyAux` too, with `log_z` after the softcap.
+        return_aux: whether to return a `CrossEntropyAux` too, with `log_z` after the softcap. Its `log_z` is differentiable;
+            under a reduction that costs a pass of its own (the logits are made again), under "none" nothing.
         chunk_size: rows per chunk; a static integer. Default: as many as have 64 MiB of logits in the result dtype on a
             device, or a quarter of the kernel's gradient if that is more; and of such sizes one that divides N if there
             is one. On a mesh with Auto axes that split the rows, take one that divides N and that the number of devices
@@ -150,7 +152,8 @@ def linear_softmax_cross_entropy(
         By `hidden`, `kernel`, `bias`, distributions, `class_weight`, `sample_weight`, `label_smoothing`, `z_loss` and
         `logit_softcap`, each in its own dtype; what is not asked for is not computed. Reverse mode, to any order, and
         forward over reverse (`jax.hessian`); no forward mode by itself. The gradient of the logits is rounded to the
-        dtype of `hidden` before its two matmuls, as in a model that holds bfloat16 logits. Exactly 0 in masked rows and
+        dtype of `hidden` before its two matmuls, as in a model that holds bfloat16 logits; that of float16 is scaled to
+        the range of its dtype, whatever the weights are, and only the results must lie in it. Exactly 0 in masked rows and
         at classes of −inf; NaN in rows with a bad id or a NaN, and by `kernel` if any row that counts is so. Under
         `jax.vmap` with one kernel, each entry of the batch keeps a gradient of it until they are added: give `hidden`
         leading axes instead.
@@ -206,21 +209,31 @@ def linear_softmax_cross_entropy(
     shared = Shared(kernel, bias, cap, targets.class_weight, targets.smoothing, z_factor)
     config = Config(chunk_size, transpose_kernel, precision, vocab_axis_name, return_aux)
 
+    result, aux = _evaluated(config, reduction, rows, shared, targets.sample_weight)
+    return result if aux is None else (result, CrossEntropyAux(**aux._asdict()))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _evaluated(
+    config: Config, reduction: str, rows: PerRow, shared: Shared, sample_weight: Array | None
+) -> tuple[Array | Mean, LinearAux | None]:
+    """Compiled once for each set of shapes and options, under an eager call too."""
+    placement = placement_of(rows.hidden, shared.kernel, config.transpose_kernel, is_ids(rows.labels))
+    config = config._replace(placement=placement)
+    rows, shared, sample_weight = placed(placement, (rows, shared, sample_weight))
     if reduction == "none":
-        loss, aux = evaluate_on_mesh(config, rows, shared, None)
-        result = reduce_rows(loss, None, targets.sample_weight, targets.where, reduction)
-    else:
-        ones = jnp.ones(row_shape, dtype)
-        total, aux = evaluate_on_mesh(config, rows, shared, weighted(ones, targets.sample_weight, targets.where))
-        weight = targets.row_weight(None if targets.are_ids else _mass(targets, dtype))
-        result = reduce_total(total, ones, weight, targets.sample_weight, targets.where, reduction)
-    return result if aux is None else (result, CrossEntropyAux(*aux))
+        loss, aux = evaluate_linear(config, rows, shared, None)
+        return reduce_rows(loss, None, sample_weight, rows.where, reduction), aux
+    ones = jnp.ones(rows.hidden.shape[:-1], compute_dtype(rows.hidden.dtype))
+    total, aux = evaluate_linear(config, rows, shared, weighted(ones, sample_weight, rows.where))
+    weight = rows.label_weight if is_ids(rows.labels) else _mass(config, rows, shared)
+    return reduce_total(total, ones, weight, sample_weight, rows.where, reduction), aux
 
 
-def _mass(targets: Targets, dtype: Any) -> Array:
+def _mass(config: Config, rows: PerRow, shared: Shared) -> Array:
     """Σ_c w_c q_c of each distribution, 0 in masked rows."""
-    q = targets.labels.astype(dtype)
-    if targets.where is not None:
-        q = jnp.where(targets.where[..., None], q, 0)
-    t = q if targets.class_weight is None else q * along(targets.class_weight, q.ndim, targets.axis)
-    return summed(jnp.sum(t, -1), targets.vocab_axis_name)
+    q = rows.labels.astype(compute_dtype(rows.hidden.dtype))
+    if rows.where is not None:
+        q = jnp.where(rows.where[..., None], q, 0)
+    t = q if shared.class_weight is None else q * along(shared.class_weight, q.ndim, q.ndim - 1)
+    return summed(jnp.sum(t, -1), config.vocab_axis_name)

@@ -13,21 +13,23 @@ from jxent._core.dtypes import compute_dtype
 from jxent._core.focal_terms import modulated
 from jxent._core.row_misses import row_losses_and_misses
 from jxent._core.signatures import ArrayLike, Poly1Options, Scalar, SoftmaxFocalOptions, SoftmaxOptions, ToArray, ToMean
-from jxent._core.softmax_rows import predicted_ids, row_losses
+from jxent._core.softmax_rows import label_nll, predicted_ids, row_losses
 from jxent._core.targets import make_targets
 from jxent.reduction import Mean, reduce_rows
 
 
 @partial(export.register_namedtuple_serialization, serialized_name="jxent.CrossEntropyAux")
 class CrossEntropyAux(NamedTuple):
-    """What a loss learned about each row on the way: for metrics only, cut off from differentiation.
+    """What a loss learned about each row on the way.
 
-    A pytree of two arrays of the row shape, under every reduction.
+    A pytree of three arrays of the row shape, under every reduction.
 
     Attributes:
         log_z: the log of the softmax's normaliser, in the result dtype; 0 in masked rows.
         predicted: int32, the class with the highest logit, the lowest such id on ties; −1 where the row is masked, holds
             NaN or has no logit above −inf.
+        nll: −log p of the label's distribution in the result dtype, whatever smoothing, weights and z-loss are: the exp of
+            its mean is the perplexity. 0 in masked rows. For metrics only, cut off from differentiation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,6 +45,7 @@ class CrossEntropyAux(NamedTuple):
 
     log_z: Array
     predicted: Array
+    nll: Array
 
 
 @overload
@@ -208,7 +211,8 @@ def softmax_cross_entropy(
     result = reduce_rows(loss, targets.row_weight(rows.label.mass), targets.sample_weight, targets.where, reduction)
     if not return_aux:
         return result
-    return result, CrossEntropyAux(lax.stop_gradient(rows.log_z), predicted_ids(logits, rows, targets))
+    aux = rows.log_z, predicted_ids(logits, rows, targets), lax.stop_gradient(label_nll(logits, rows, targets))
+    return result, CrossEntropyAux(*aux)
 
 
 @overload

@@ -84,7 +84,7 @@ TORCH_SIGNATURES = {
     "torch_compat.binary_cross_entropy": TORCH_BINARY,
     "torch_compat.binary_cross_entropy_with_logits": {**TORCH_BINARY, "pos_weight": None},
 }
-CLASSES = {"Mean": ("total", "weight"), "CrossEntropyAux": ("log_z", "predicted")}
+CLASSES = {"Mean": ("total", "weight"), "CrossEntropyAux": ("log_z", "predicted", "nll")}
 LOSS_NAMES = [name for name, (_, keywords) in SIGNATURES.items() if "reduction" in keywords]
 # The one order of the keywords; each loss takes some of them.
 KEYWORDS = [
@@ -204,7 +204,7 @@ def test_losses_arguments_work_by_name(loss, rng):
 def test_classes_fields_are_the_designed_ones(name):
     cls = getattr(jxent, name)
     assert cls._fields == CLASSES[name]
-    assert tuple(cls(1.0, 2.0)) == (1.0, 2.0)
+    assert tuple(cls(*range(len(CLASSES[name])))) == (*range(len(CLASSES[name])),)
 
 
 @pytest.mark.parametrize("name", [*SIGNATURES, *TORCH_SIGNATURES])

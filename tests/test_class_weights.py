@@ -76,6 +76,24 @@ def test_class_counts_on_a_mesh(axis_type, rng):
         np.testing.assert_array_equal(jax.jit(run)(*placed), np.bincount(labels[where], minlength=5))
 
 
+@pytest.mark.parametrize("rest", ["whole", "split"])
+@pytest.mark.parametrize("manual", ["data", "time"])
+def test_class_counts_in_a_shard_map_over_some_axes(rng, manual, rest):
+    """The other axis of the mesh stays Explicit."""
+    labels, where = rng.integers(5, size=(8, 4)), rng.uniform(size=(8, 4)) < 0.5
+    mesh = jax.make_mesh((2, 2), ("data", "time"), axis_types=(AxisType.Explicit,) * 2)
+    spec = P(*("data", "time") if rest == "split" else (axis if axis == manual else None for axis in ("data", "time")))
+    placed = jax.device_put((labels, where), NamedSharding(mesh, spec))
+
+    def added(labels, where):
+        return jax.lax.psum(jxent.class_counts(labels, 5, where=where), manual)
+
+    inside = P(*(axis if axis == manual else None for axis in ("data", "time")))
+    with jax.set_mesh(mesh):
+        counts = jax.jit(jax.shard_map(added, in_specs=inside, out_specs=P(), axis_names={manual}))(*placed)
+    np.testing.assert_array_equal(counts, np.bincount(labels[where], minlength=5))
+
+
 def test_class_counts_beyond_float32_ones():
     """A float32 sum of ones, one at a time, sticks at 2²⁴."""
     count = 2**24 + 4096

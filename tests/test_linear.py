@@ -143,8 +143,6 @@ def test_linear_is_softmax_cross_entropy_with_aux(rng):
         got = fused(a, **problem.fixed, ignore_index=2, reduction=reduction, return_aux=True, chunk_size=4)
         assert_tree_close(got, want, 3e-6)
         assert got[1].predicted.dtype == np.int32
-    slope = jax.grad(lambda a: fused(a, **problem.fixed, return_aux=True)[1].log_z.sum())(a)
-    assert all(not np.any(g) for g in jax.tree.leaves(slope))
 
 
 @pytest.mark.parametrize(("kind", "reduction"), [("ids", "mean"), ("soft", "none")])
@@ -245,3 +243,163 @@ def test_linear_takes_lists_and_numpy():
     np.testing.assert_allclose(rows, [np.log1p(np.exp(-1))], rtol=1e-6)
     scalar = jxent.linear_softmax_cross_entropy([1.0, 0.0], np.eye(2), 1)
     np.testing.assert_allclose(scalar, np.log1p(np.exp(1)), rtol=1e-6)
+
+
+LOG_Z_FACTOR = 0.1
+
+
+def with_log_z(loss, aux, where):
+    """A loss of one's own in log_z, as a z-loss outside of the library is."""
+    return loss + LOG_Z_FACTOR * jnp.mean(jnp.square(jnp.where(where, aux.log_z, 0)))
+
+
+@pytest.mark.parametrize("kind", ["ids", "soft"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_linear_aux_log_z_carries_its_gradient(rng, x64, reduction, kind):
+    problem = make_problem(rng, (2, 7), 5, 9, kind, softcap=4.0)
+    where, cotangent = problem.fixed["where"], problem.cotangents[reduction]
+
+    def ours(arguments):
+        loss, aux = fused(arguments, **problem.fixed, reduction=reduction, return_aux=True, chunk_size=4)
+        return with_log_z(jnp.sum(cotangent * loss), aux, where)
+
+    def plain(arguments):
+        logits = arguments["hidden"] @ arguments["kernel"] + arguments["bias"][None, None]
+        logits = arguments["logit_softcap"] * jnp.tanh(logits / arguments["logit_softcap"])
+        aux = jxent.CrossEntropyAux(jax.nn.logsumexp(logits, -1), None, None)
+        loss = materialised(arguments, **problem.fixed, reduction=reduction)
+        return with_log_z(jnp.sum(cotangent * loss), aux, where)
+
+    got, want = (jax.jit(jax.value_and_grad(f))(problem.arguments) for f in (ours, plain))
+    assert_tree_close(got, want, 1e-11)
+    only_log_z = jax.jit(
+        jax.grad(lambda a: ours(a) - jnp.sum(cotangent * fused(a, **problem.fixed, reduction=reduction)))
+    )
+    rest = jax.jit(
+        jax.grad(lambda a: plain(a) - jnp.sum(cotangent * materialised(a, **problem.fixed, reduction=reduction)))
+    )
+    assert_tree_close(only_log_z(problem.arguments), rest(problem.arguments), 1e-11)
+
+
+def test_linear_aux_log_z_has_a_gradient_where_the_loss_has_none(rng):
+    """A bad id poisons the loss of its row, and not the normaliser."""
+    hidden, kernel = jnp.asarray(rng.normal(size=(5, 4)), np.float32), jnp.asarray(rng.normal(size=(4, 6)), np.float32)
+    labels = jnp.array([0, 17, 5, 1, 2])
+    for reduction in ("none", "mean"):
+
+        def log_z(hidden, kernel, reduction=reduction):
+            options = {"reduction": reduction, "return_aux": True, "chunk_size": 2}
+            return jnp.sum(jxent.linear_softmax_cross_entropy(hidden, kernel, labels, **options)[1].log_z)
+
+        want = jax.grad(lambda h, k: jnp.sum(jax.nn.logsumexp(h @ k, -1)), (0, 1))(hidden, kernel)
+        assert_tree_close(jax.grad(log_z, (0, 1))(hidden, kernel), want, 3e-6)
+
+
+@pytest.mark.parametrize("kind", ["ids", "soft"])
+def test_linear_aux_nll_is_plain(rng, x64, kind):
+    """Whatever smoothing, weights and z-loss are; 0 in masked rows; no gradient of it."""
+    problem = make_problem(rng, (3, 5), 4, 7, kind)
+    plain = {
+        name: problem.arguments[name] for name in ("hidden", "kernel", "bias", "labels") if name in problem.arguments
+    }
+    ids = {"labels": problem.fixed["labels"]} if kind == "ids" else {}
+    want = materialised(plain, **ids, where=problem.fixed["where"])
+    for reduction in ("none", "mean"):
+
+        def nll(arguments, reduction=reduction):
+            options = {"reduction": reduction, "return_aux": True, "chunk_size": 4}
+            return fused(arguments, **problem.fixed, **options)[1].nll
+
+        assert_tree_close(nll(problem.arguments), want, 1e-12)
+        slopes = jax.grad(lambda a: jnp.sum(nll(a)))(problem.arguments)
+        assert all(not np.any(slope) for slope in jax.tree.leaves(slopes))
+
+
+WEIGHTS = [1e-8, 1e-5, 1.0, 1e5]
+
+
+@pytest.mark.parametrize("by", ["sample_weight", "class_weight"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_linear_float16_gradients_do_not_depend_on_the_scale_of_the_weights(rng, weight, reduction, by):
+    """Against float64 of the same rounded arguments. What float16 does not hold in the end a loss scale makes it hold."""
+    n, d, v = 24, 16, 40
+    scale = 1.0 if reduction == "mean" else 1 / weight
+    spread = rng.uniform(0.5, 2, n if by == "sample_weight" else v)
+    hidden, kernel = (jnp.asarray(rng.normal(size=size), jnp.float16) for size in ((n, d), (d, v)))
+    labels, cotangent = rng.integers(v, size=n), rng.uniform(0.5, 2, n)
+
+    def total(hidden, kernel, dtype, **options):
+        weights = {by: jnp.asarray(weight * spread, dtype)}
+        loss = jxent.linear_softmax_cross_entropy(hidden, kernel, labels, **weights, reduction=reduction, **options)
+        loss = loss * jnp.asarray(cotangent, dtype) if reduction == "none" else loss
+        return jnp.asarray(scale, dtype) * jnp.sum(loss)
+
+    got = jax.jit(jax.grad(lambda *a: total(*a, jnp.float32, chunk_size=8), (0, 1)))(hidden, kernel)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (hidden, kernel)]
+        want = jax.device_get(jax.grad(lambda *a: total(*a, jnp.float64), (0, 1))(*wide))
+    for ours, truth in zip(got, want, strict=True):
+        assert ours.dtype == np.float16
+        error = np.linalg.norm(np.asarray(ours, np.float64) - truth) / np.linalg.norm(truth)
+        assert error < 1e-3
+
+
+def test_linear_float16_rows_of_unlike_weights(rng):
+    """Each row has its own digits, and a row of no weight at all takes none from the others."""
+    n, d, v = 6, 8, 20
+    hidden, kernel = (jnp.asarray(rng.normal(size=size), jnp.float16) for size in ((n, d), (d, v)))
+    weight, labels = np.array([1e-7, 1, 0, 1e-3, 1e4, 1e-7]), rng.integers(v, size=n)
+
+    def rows(hidden, kernel, dtype):
+        options = {"sample_weight": jnp.asarray(weight, dtype), "where": jnp.arange(n) != 5, "chunk_size": 3}
+        return jxent.linear_softmax_cross_entropy(hidden, kernel, labels, **options)
+
+    # The loss scale of each row brings its gradient into the range of float16.
+    scales = 1 / np.where(weight == 0, 1, weight)
+    slopes = jax.jit(
+        lambda h, k, scales: jax.vmap(lambda c: jax.vjp(lambda h: rows(h, k, jnp.float32), h)[1](c)[0])(scales)
+    )(hidden, kernel, jnp.diag(jnp.asarray(scales, jnp.float32)))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (hidden, kernel)]
+        truth = np.asarray(jax.vjp(lambda h: rows(h, wide[1], jnp.float64), wide[0])[1](jnp.asarray(scales))[0])
+    for i in range(n):
+        own = np.asarray(slopes[i], np.float64)
+        np.testing.assert_array_equal(np.delete(own, i, 0), 0)
+        np.testing.assert_allclose(own[i], truth[i], atol=2e-3 * np.max(np.abs(truth[i]), initial=0), rtol=0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_linear_float16_confident_and_bad_rows(reduction):
+    """Rows whose gradients float16 does not hold at all beside masked ones, and one that is NaN."""
+    hidden = jnp.asarray([[20.0, 0], [0, 20], [1, 1], [0, 1]], jnp.float16)
+    kernel, labels = jnp.eye(2, 3, dtype=jnp.float16), jnp.array([0, 1, 99, 0])
+
+    def total(hidden, kernel, where):
+        options = {"where": where, "reduction": reduction, "chunk_size": 4}
+        return jnp.sum(2.0**20 * jxent.linear_softmax_cross_entropy(hidden, kernel, labels, **options))
+
+    gradient = jax.jit(jax.grad(total, (0, 1)))
+    d_hidden, d_kernel = gradient(hidden, kernel, jnp.arange(4) < 2)
+    p = np.exp(-20.0) * 2**20 / (1 + 2 * np.exp(-20.0))
+    np.testing.assert_allclose(d_hidden, [[-2 * p, p], [p, -2 * p], [0, 0], [0, 0]], rtol=2e-3)
+    np.testing.assert_allclose(d_kernel, [[-40 * p, 20 * p, 20 * p], [20 * p, -40 * p, 20 * p]], rtol=2e-3)
+    d_hidden, d_kernel = gradient(hidden, kernel, jnp.ones(4, bool))
+    np.testing.assert_array_equal(np.isnan(d_hidden).all(-1), np.arange(4) == 2)
+    assert np.isnan(d_kernel).any()
+
+
+@pytest.mark.parametrize("others", [np.float32, np.float64])
+@pytest.mark.parametrize("labels", [jnp.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("hidden", [jnp.bfloat16, np.float32, np.float64])
+def test_linear_arguments_of_any_width_beside_another(rng, x64, hidden, labels, others):
+    """Nothing promotes silently in the tests: each is cast, and its gradient back."""
+    problem = make_problem(rng, (6,), 5, 7, "soft", softcap=4.0)
+    dtypes = dict.fromkeys(problem.arguments, others) | {"hidden": hidden, "labels": labels}
+    arguments = {name: a.astype(dtypes[name]) for name, a in problem.arguments.items()}
+    rounded = {name: a.astype(np.float64) for name, a in arguments.items()}
+    got = jax.jit(jax.grad(lambda a: fused(a, **problem.fixed, reduction="mean", chunk_size=4)))(arguments)
+    want = jax.grad(lambda a: materialised(a, **problem.fixed, reduction="mean"))(rounded)
+    assert {name: slope.dtype for name, slope in got.items()} == {name: a.dtype for name, a in arguments.items()}
+    narrowest = jnp.bfloat16 in (hidden, labels)
+    assert_tree_close({n: np.float64(a) for n, a in got.items()}, want, 2e-2 if narrowest else 1e-5)

@@ -104,7 +104,7 @@ def test_linear_vocab_axis_inside_and_outside_of_shard_map(rng, kind):
         return jax.lax.psum(jnp.sum(rows * jnp.cos(jnp.arange(T))[None]), "data"), aux
 
     over_mesh = functools.partial(jax.shard_map, mesh=make_mesh(), in_specs=of)
-    rows_specs = P(), jxent.CrossEntropyAux(ROWS, ROWS)
+    rows_specs = P(), jxent.CrossEntropyAux(ROWS, ROWS, ROWS)
 
     @jax.jit
     def evaluate(arguments, fixed):
@@ -240,3 +240,103 @@ def test_linear_adds_the_kernels_gradient_over_the_devices_before_it_is_cast(rng
         jax.grad(lambda k: jnp.sum(jxent.linear_softmax_cross_entropy(hidden, k, labels, chunk_size=4)))
     )(kernel)
     np.testing.assert_allclose(np.float64(got), np.float64(one_device), rtol=2**-7, atol=1e-4)
+
+
+def explicit_arrays(rng, specs, rows=(8,)):
+    """Hidden states, a kernel and ids, on a mesh of two and two devices with Explicit axes."""
+    mesh = make_mesh(AxisType.Explicit)
+    arrays = rng.normal(size=(*rows, D)), rng.normal(size=(D, V)), rng.integers(V, size=rows)
+    arrays = [jnp.asarray(a, np.float32 if a.dtype == np.float64 else np.int32) for a in arrays]
+    placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs, strict=True)]
+    return mesh, arrays, placed
+
+
+def assert_value_and_gradient_are_those_of_one_device(mesh, over_mesh, one_device, placed, arrays):
+    with jax.set_mesh(mesh):
+        got = jax.jit(jax.value_and_grad(over_mesh, (0, 1)))(*placed)
+    assert_tree_close(jax.device_get(got), jax.value_and_grad(one_device, (0, 1))(*arrays), 5e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "partial", "none"])
+@pytest.mark.parametrize("rows", [None, "data"], ids=["rows whole", "rows split"])
+def test_linear_vocab_axis_beside_an_explicit_one(rng, rows, reduction):
+    """The `shard_map` is over `classes` alone; `data` stays Explicit, and is no business of `vocab_axis_name`."""
+    mesh, arrays, placed = explicit_arrays(rng, (P(rows), P(None, "classes"), P(rows)))
+    cotangent = jnp.cos(jnp.arange(8.0))
+
+    def loss(hidden, kernel, labels, **options):
+        loss = jxent.linear_softmax_cross_entropy(hidden, kernel, labels, reduction=reduction, chunk_size=3, **options)
+        return jnp.sum(loss * cotangent) if reduction == "none" else loss.value() if reduction == "partial" else loss
+
+    over_classes = jax.shard_map(
+        functools.partial(loss, vocab_axis_name="classes"),
+        in_specs=(P(), P(None, "classes"), P()),
+        out_specs=P(),
+        axis_names={"classes"},
+    )
+    assert_value_and_gradient_are_those_of_one_device(mesh, over_classes, loss, placed, arrays)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("gradient", ["outside", "inside"])
+@pytest.mark.parametrize("classes", [None, "classes"], ids=["classes whole", "classes split"])
+def test_linear_in_a_shard_map_over_rows_with_classes_explicit(rng, classes, gradient, reduction):
+    mesh, arrays, placed = explicit_arrays(rng, (ROWS, P(None, classes), ROWS))
+
+    def total(hidden, kernel, labels):
+        loss = jxent.linear_softmax_cross_entropy(hidden, kernel, labels, reduction=reduction, chunk_size=2)
+        return jnp.sum(loss * loss)
+
+    def of_devices(hidden, kernel, labels):
+        loss = jxent.linear_softmax_cross_entropy(hidden, kernel, labels, reduction="none", chunk_size=2)
+        return jax.lax.psum(jnp.sum(loss * loss), "data")
+
+    if reduction == "sum":
+        of_devices = lambda *a: jax.lax.psum(  # noqa: E731
+            jxent.linear_softmax_cross_entropy(*a, reduction="sum", chunk_size=2), "data"
+        )
+        total = functools.partial(jxent.linear_softmax_cross_entropy, reduction="sum")
+    over_rows = functools.partial(jax.shard_map, mesh=mesh, in_specs=(ROWS, P(), ROWS), axis_names={"data"})
+    if gradient == "outside":
+        f = over_rows(of_devices, out_specs=P())
+        assert_value_and_gradient_are_those_of_one_device(mesh, f, total, placed, arrays)
+        return
+    f = over_rows(jax.value_and_grad(of_devices, (0, 1)), out_specs=(P(), (ROWS, P())))
+    with jax.set_mesh(mesh):
+        got = jax.jit(f)(*placed)
+    assert_tree_close(jax.device_get(got), jax.value_and_grad(total, (0, 1))(*arrays), 5e-6)
+
+
+@pytest.mark.parametrize("rows", [None, "classes"], ids=["rows whole", "rows split"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_linear_vmap_over_a_batch_that_explicit_axes_split(rng, reduction, rows):
+    batch = P("data", rows)
+    mesh, arrays, placed = explicit_arrays(rng, (batch, P(), batch), rows=(4, 6))
+
+    def total(hidden, kernel, labels):
+        def loss(hidden, labels):
+            return jnp.sum(
+                jxent.linear_softmax_cross_entropy(hidden, kernel, labels, reduction=reduction, chunk_size=2) ** 2
+            )
+
+        return jnp.sum(jax.vmap(loss)(hidden, labels))
+
+    assert_value_and_gradient_are_those_of_one_device(mesh, total, total, placed, arrays)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_linear_row_arguments_split_unlike_hidden(rng, reduction):
+    """Each its own way, and `hidden` not at all: they are sent where `hidden` is."""
+    problem = make_problem(rng, (B, T), D, V, "soft", softcap=4.0, dtype=np.float32)
+    mesh = make_mesh(AxisType.Explicit)
+    specs = dict.fromkeys([*problem.arguments, *problem.fixed], P())
+    specs |= {"labels": P("data"), "sample_weight": P("classes"), "where": P("data"), "class_weight": P("data")}
+
+    def total(loss, arguments, fixed):
+        return jnp.sum(problem.cotangents[reduction] * loss(arguments, **fixed, reduction=reduction))
+
+    placed = (on_mesh(mesh, specs, part) for part in (problem.arguments, problem.fixed))
+    with jax.set_mesh(mesh):
+        got = jax.jit(jax.value_and_grad(functools.partial(total, fused)))(*placed)
+    want = jax.value_and_grad(functools.partial(total, materialised))(problem.arguments, problem.fixed)
+    assert_tree_close(jax.device_get(got), want, 5e-6)

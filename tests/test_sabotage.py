@@ -25,7 +25,7 @@ class Sabotage(NamedTuple):
 ROWS, SUMS, TARGETS = "_core/softmax_rows.py", "_core/row_sums.py", "_core/targets.py"
 SHARDS = "_core/shards.py"
 SOFTMAX, VOCAB_AXIS = "tests/test_softmax.py", "tests/test_vocab_axis.py"
-LINEAR, FUSED = "_core/linear_rows.py", "tests/test_linear.py"
+LINEAR, FUSED, FUSED_ON_MESHES = "_core/linear/rule.py", "tests/test_linear.py", "tests/test_linear_meshes.py"
 SABOTAGES = {
     "mask dropped from the value": Sabotage(
         ROWS,
@@ -273,9 +273,9 @@ SABOTAGES = {
     ),
     "kernel's gradient cast before it is added up": Sabotage(
         LINEAR,
-        "lax.psum(d_shared.kernel, axes) if axes",
-        "lax.psum(d_shared.kernel.astype(self.shared.kernel), axes) if axes",
-        "tests/test_linear_meshes.py",
+        "return added_up(gradient, self.varying).astype(self.dtype)",
+        "return added_up(gradient.astype(self.dtype), self.varying)",
+        FUSED_ON_MESHES,
         "before_it_is_cast",
     ),
     "miss not smoothed": Sabotage(
@@ -363,8 +363,8 @@ SABOTAGES = {
     ),
     "cotangents of rows dropped": Sabotage(
         LINEAR,
-        "_differentiate(config, rows, shared, cotangents[0], wanted)",
-        "_differentiate(config, rows, shared, jnp.ones_like(cotangents[0]), wanted)",
+        "Cotangents(_or_none(cotangents.loss), ",
+        "Cotangents(jnp.ones_like(cotangents.loss), ",
         FUSED,
         "plain_formula and 31 and None",
     ),
@@ -376,14 +376,14 @@ SABOTAGES = {
         "plain_formula and 31 and None",
     ),
     "remainder of the rows dropped": Sabotage(
-        "_core/chunks.py",
+        "_core/linear/chunks.py",
         "sums = jax.tree.map(jnp.add, sums, terms)\n    return",
         "sums = sums\n    return",
         FUSED,
         "plain_formula and 31 and None",
     ),
     "chunks left in their own order": Sabotage(
-        "_core/chunks.py", "lambda a: a.swapaxes(0, 1)", "lambda a: a", FUSED, "does_not_depend_on_the_chunks"
+        "_core/linear/chunks.py", "lambda a: a.swapaxes(0, 1)", "lambda a: a", FUSED, "does_not_depend_on_the_chunks"
     ),
     "softcap without its derivative": Sabotage(
         LINEAR,
@@ -400,17 +400,47 @@ SABOTAGES = {
     ),
     "kernel gradient rounded chunk by chunk": Sabotage(
         LINEAR,
-        "return _matmul(config, *operands, 0, 0)",
-        "return _matmul(config, *operands, 0, 0).astype(rows.hidden.dtype)",
+        "return _outer(config, hidden, d_products)\n",
+        "return _outer(config, hidden, d_products).astype(hidden.dtype)\n",
         FUSED,
         "gradients_have_their_arguments_dtypes or errors",
     ),
     "d_hidden not added over the classes' devices": Sabotage(
-        LINEAR,
-        "beside_classes = aligned(beside_classes)",
-        "beside_classes = dict(beside_classes)",
-        "tests/test_linear_meshes.py",
+        "_core/linear/meshes.py",
+        "over = varying_axes(gradient) - like",
+        "over = frozenset()",
+        FUSED_ON_MESHES,
         "inside_and_outside and ids",
+    ),
+    "caller's vocab axis dropped on an Explicit mesh": Sabotage(
+        LINEAR,
+        "vocab = (self.vocab_axis_name or ()) + self.placement.class_axes",
+        "vocab = self.placement.class_axes",
+        FUSED_ON_MESHES,
+        "beside_an_explicit",
+    ),
+    "float16 rows left at their own scale": Sabotage(
+        LINEAR, "if dtype != jnp.float16:", "if True:", FUSED, "scale_of_the_weights and 1e-08 and sum"
+    ),
+    "float16 rows not brought back to their scale": Sabotage(
+        LINEAR,
+        "gradient if unit is None else gradient * unit",
+        "gradient",
+        FUSED,
+        "scale_of_the_weights and 1e-08 and mean",
+    ),
+    "unit of a float16 row of 0 taken for the highest": Sabotage(
+        LINEAR,
+        "jnp.maximum(unit, 2.0**-100), 2.0**-100)",
+        "jnp.where(unit > 0, unit, 1), 1)",
+        FUSED,
+        "confident_and_bad",
+    ),
+    "gradient of log_z dropped": Sabotage(
+        LINEAR, "Cotangents(None, d_log_z)", "Cotangents(None, 0 * d_log_z)", FUSED, "carries_its_gradient and mean"
+    ),
+    "nll with class weights": Sabotage(
+        ROWS, "if targets.are_ids or targets.class_weight is None:", "if True:", FUSED, "nll_is_plain and soft"
     ),
 }
 

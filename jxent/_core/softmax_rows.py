@@ -394,3 +394,11 @@ def predicted_ids(logits: Array, rows: Rows, targets: Targets) -> Array:
         predicted = lax.pmin(jnp.where(jnp.isnan(own_max), -1, candidate), vocab_axis_name)
     known = rows.row_max > -jnp.inf
     return jnp.where(known if targets.where is None else known & targets.where, predicted, -1)
+
+
+def label_nll(logits: Array, rows: Rows, targets: Targets) -> Array:
+    """−Σ_c q_c log p_c of each row: of distributions `rows` knows it with the class weights only."""
+    if targets.are_ids or targets.class_weight is None:
+        return rows.label.loss
+    unweighted = targets._replace(class_weight=None, smoothing=None)
+    return row_losses(logits, unweighted, None)[1].label.loss

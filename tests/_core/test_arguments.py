@@ -303,7 +303,12 @@ MEAN_TABLE = {
         "values must be an array of numbers; got Mean; did you mean its .value()?",
     ),
     "Means": ([jxent.Mean(x, x)] * 2, {}, TypeError, "values must be an array of numbers; got list of Mean"),
-    "an aux": (jxent.CrossEntropyAux(x, x), {}, TypeError, "values must be an array of numbers; got CrossEntropyAux"),
+    "an aux": (
+        jxent.CrossEntropyAux(x, x, x),
+        {},
+        TypeError,
+        "values must be an array of numbers; got CrossEntropyAux",
+    ),
 }
 
 HELPERS_TABLE = {

@@ -18,9 +18,9 @@ from jxent._core.shards import zeros_of
 # What the logits of one chunk may take on a device, in the dtype they are computed in; or a quarter of the kernel's
 # gradient, if that is more: so a chunk is never what fills the memory, and wide kernels, whose gradient is read and
 # written once a chunk, get the thousand rows or more that hide this behind the matmuls.
-CHUNK_BYTES = 64 * 2**20
-# Of a chunk that has to be filled with padding.
-_MOST_PADDED_ROWS = 512
+_CHUNK_BYTES = 64 * 2**20
+# Of a chunk that has to be filled with padding, and of one whose rows have a symbolic number of bytes.
+_FEW_ROWS = 512
 
 
 class ChunkPlan(NamedTuple):
@@ -31,35 +31,47 @@ class ChunkPlan(NamedTuple):
     remainder: int
 
 
-def plan_chunks(num_rows: int, chunk_size: int | None, row_bytes: int, budget: int) -> ChunkPlan:
-    """Chunks of `chunk_size` rows; or, for None, of what the budget allows, cut so that they fill the rows if they can.
+def chunk_rows_allowed(num_classes: int, depth: int, itemsize: int, num_devices: int) -> int:
+    """The most rows that a chunk takes by default, of which each device has a part.
 
     Args:
-        num_rows: N, which may be 0; or symbolic, as while exporting, and then a multiple of the chunks (see `padding`).
-        chunk_size: positive, or None.
-        row_bytes: what one row of logits takes.
-        budget: what one chunk of them may take.
+        num_classes: V, which may be symbolic, as D may.
+        depth: D.
+        itemsize: of the logits.
+        num_devices: how many share the rows or the classes.
     """
-    largest = max(budget // row_bytes, 1)
+    if not (isinstance(num_classes, int) and isinstance(depth, int)):
+        return _FEW_ROWS
+    row_bytes = num_classes * itemsize
+    budget = num_devices * max(_CHUNK_BYTES, row_bytes * depth // num_devices // 4)
+    return max(budget // row_bytes, 1)
+
+
+def plan_chunks(num_rows: int, chunk_rows: int, is_fixed: bool) -> ChunkPlan:
+    """Chunks of `chunk_rows`; or, where that is not fixed, of no more, cut so that they fill the rows if they can.
+
+    Args:
+        num_rows: N, above 0; or symbolic, as while exporting, and then a multiple of the chunks (see `padding`).
+        chunk_rows: positive.
+        is_fixed: whether it is what the caller wants.
+    """
     if not isinstance(num_rows, int):
-        size = chunk_size or min(largest, _MOST_PADDED_ROWS)
+        size = chunk_rows if is_fixed else min(chunk_rows, _FEW_ROWS)
         return ChunkPlan(num_rows // size, size, 0)
-    if num_rows == 0:
-        return ChunkPlan(1, 0, 0)
-    if chunk_size is None:
-        fewest = max(-(-num_rows // largest), 1)
+    if not is_fixed:
+        fewest = -(-num_rows // chunk_rows)
         # Chunks of less than half of what is allowed would cost more than the remainder does.
         count = next((n for n in range(fewest, 2 * fewest) if num_rows % n == 0), fewest)
-        chunk_size = -(-num_rows // count)
-    size = min(chunk_size, num_rows)
+        chunk_rows = -(-num_rows // count)
+    size = min(chunk_rows, num_rows)
     return ChunkPlan(num_rows // size, size, num_rows % size)
 
 
-def padding(num_rows: Any, chunk_size: int | None, row_bytes: int, budget: int) -> Any:
+def padding(num_rows: Any, chunk_rows: int, is_fixed: bool) -> Any:
     """How many rows to add, so that chunks fill them: of a symbolic number of rows there can be no remainder."""
     if isinstance(num_rows, int):
         return 0
-    size = plan_chunks(num_rows, chunk_size, row_bytes, budget).size
+    size = plan_chunks(num_rows, chunk_rows, is_fixed).size
     return -(-num_rows // size) * size - num_rows
 
 

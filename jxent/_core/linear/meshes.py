@@ -1,0 +1,150 @@
+"""The fused loss under `jit` on a mesh: what jax must be told so that devices send each other no more than they need."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array, lax
+from jax.sharding import NamedSharding, reshard
+from jax.sharding import PartitionSpec as P
+
+from jxent._core.shards import varying_axes
+
+
+class Placement(NamedTuple):
+    """How the arrays of one call lie on a mesh with Explicit axes.
+
+    Attributes:
+        mesh: the mesh, of which a `shard_map` around the call may have made some axes Manual.
+        row_entries: of the PartitionSpec of `hidden`, those of the rows.
+        class_axes: the axes that split V, and no rows.
+        transpose_kernel: whether the kernel is `[V, D]`.
+        are_ids: whether labels have no class axis.
+    """
+
+    mesh: Any
+    row_entries: tuple[Any, ...]
+    class_axes: tuple[Any, ...]
+    transpose_kernel: bool
+    are_ids: bool
+
+    @property
+    def split_axes(self) -> tuple[Any, ...]:
+        return tuple(name for entry in self.row_entries for name in _names(entry)) + self.class_axes
+
+    def specs(self, of: Any) -> Any:
+        """The PartitionSpecs of a pytree, by the names of the fields of named tuples; None where that has None. What is no
+        such field has one number a row.
+        """
+        if not isinstance(of, tuple):
+            return self._spec("", of)
+        names = getattr(of, "_fields", None)
+        if names is None:
+            return tuple(self.specs(part) for part in of)
+        made: Any = type(of)
+        fields = zip(names, of, strict=True)
+        return made(*(self.specs(a) if isinstance(a, tuple) else self._spec(name, a) for name, a in fields))
+
+    def _spec(self, name: str, of: Any) -> P | None:
+        if of is None:
+            return None
+        rows, classes = self.row_entries, self.class_axes or None
+        if name == "kernel":
+            return P(classes, None) if self.transpose_kernel else P(None, classes)
+        if name == "hidden":
+            return P(*rows, None)
+        if name == "labels" and not self.are_ids:
+            return P(*rows, classes)
+        if name in ("bias", "class_weight"):
+            return P(classes)
+        return P() if name in ("logit_softcap", "smoothing", "z_loss") else P(*rows)
+
+
+def placement_of(hidden: Array, kernel: Array, transpose_kernel: bool, are_ids: bool) -> Placement | None:
+    """Where axes of the mesh are Explicit, and so tell at trace time how arrays are split; else None."""
+    mesh = mesh_of(hidden, kernel)
+    if not mesh.explicit_axes:
+        return None
+    row_entries = tuple(jax.typeof(hidden).sharding.spec[:-1])
+    row_axes = [name for entry in row_entries for name in _names(entry)]
+    class_entry = jax.typeof(kernel).sharding.spec[int(not transpose_kernel)]
+    class_axes = tuple(name for name in _names(class_entry) if name not in row_axes)
+    return Placement(mesh, row_entries, class_axes, transpose_kernel, are_ids)
+
+
+def mesh_of(hidden: Array, kernel: Array) -> Any:
+    """The mesh of the arrays, empty where jax does not know of one."""
+    mesh = jax.typeof(hidden).sharding.mesh
+    return jax.typeof(kernel).sharding.mesh if mesh.empty else mesh
+
+
+def placed(placement: Placement | None, arguments: Any) -> Any:
+    """The arguments split as `hidden` and `kernel` are. A kernel split over D, or over the axes that split the rows, is
+    gathered, once.
+    """
+    if placement is None:
+        return arguments
+    return reshard(arguments, jax.tree.map(partial(NamedSharding, placement.mesh), placement.specs(arguments)))
+
+
+def gathered(hidden: Array, kernel: Array, transpose_kernel: bool) -> Array:
+    """The kernel. Where Auto axes may split its D, XLA is told to gather it once, before the loop over the chunks: else it
+    would add up the logits of each.
+    """
+    mesh = mesh_of(hidden, kernel)
+    if mesh.empty or mesh.explicit_axes or mesh.manual_axes:
+        return kernel
+    spec = P(P.UNCONSTRAINED, None) if transpose_kernel else P(None, P.UNCONSTRAINED)
+    return lax.with_sharding_constraint(kernel, NamedSharding(mesh, spec))
+
+
+def num_sharing(hidden: Array) -> int:
+    """How many devices may share the rows and classes of these arrays, where it is XLA that finds out how."""
+    mesh = jax.typeof(hidden).sharding.mesh
+    return math.prod(mesh.shape[name] for name in mesh.auto_axes)
+
+
+def on_devices(placement: Placement | None, f: Callable[..., Any], arguments: Any, results: Any) -> Any:
+    """`f(*arguments)`, in which each device has its rows and its classes, in a `shard_map` of its own: so it adds the
+    kernel's gradient over the devices once, where XLA by itself would do so for each chunk.
+
+    Axes that split nothing are left to XLA, as `jax.vmap` may split its batch over them. jax does not differentiate
+    through this (it could not within another `shard_map`, in 0.12), but for second derivatives.
+
+    Args:
+        placement: of `arguments`; None for no `shard_map`.
+        f: a function of pytrees of named tuples, and to one.
+        arguments: what `placed` made.
+        results: a pytree like that of the result, with None where that has.
+    """
+    if placement is None:
+        return f(*arguments)
+    mesh, split, in_specs = placement.mesh, placement.split_axes, placement.specs(arguments)
+    others = tuple(name for name in mesh.explicit_axes if name not in split)
+    out_specs = placement.specs(results)
+    if split:
+        # Without a mesh it takes that of the context, of which `auto_axes` has made one with other types of axes.
+        of_mesh = {} if others else {"mesh": mesh}
+        f = jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(split), **of_mesh)
+    if others:
+        shardings = jax.tree.map(partial(NamedSharding, mesh), out_specs)
+        f = jax.sharding.auto_axes(f, axes=others, out_sharding=shardings)
+    return f(*arguments)
+
+
+def added_up(gradient: Array, like: frozenset[Any], axes: tuple[Any, ...] | None = None) -> Array:
+    """The parts of a gradient that devices have of an array, which itself varies over the axes `like` only: their sum,
+    over all axes or some.
+    """
+    over = varying_axes(gradient) - like
+    over = tuple(sorted(over if axes is None else over & frozenset(axes), key=str))
+    return lax.psum(gradient, over) if over else gradient
+
+
+def _names(entry: Any) -> tuple[Any, ...]:
+    """The mesh axes of one entry of a PartitionSpec."""
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
