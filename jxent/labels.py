@@ -124,7 +124,7 @@ def _are_binary(labels: Any) -> Any:
     """In [0, 1], where rounding may lead out of it; NaN is not."""
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         return (labels == 0) | (labels == 1)
-    return (labels >= -arguments.LABEL_ROUNDING) & (labels <= 1 + arguments.LABEL_ROUNDING)
+    return (labels >= -arguments.ROUNDING) & (labels <= 1 + arguments.ROUNDING)
 
 
 def _complaint(count: int | str, size: int, num_classes: int | None, ignored: int | None) -> str:

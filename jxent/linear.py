@@ -14,10 +14,9 @@ from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.linear.meshes import placed, placement_of
 from jxent._core.linear.rule import Config, LinearAux, PerRow, Shared, evaluate_linear
-from jxent._core.row_sums import along
-from jxent._core.shards import summed
+from jxent._core.shards import along, summed
 from jxent._core.signatures import ArrayLike, LinearOptions, Scalar, ToArray, ToMean
-from jxent._core.targets import is_ids, make_targets
+from jxent._core.targets import check_targets, is_ids, make_targets
 from jxent.reduction import Mean, reduce_rows, reduce_total, weighted
 from jxent.softmax import CrossEntropyAux
 
@@ -191,7 +190,7 @@ def linear_softmax_cross_entropy(
     arguments.check_precision(fn, precision)
 
     row_shape = hidden.shape[:-1]
-    targets = make_targets(
+    options, given = check_targets(
         fn,
         "hidden @ kernel",
         jax.ShapeDtypeStruct((*row_shape, num_classes), hidden.dtype),
@@ -204,10 +203,11 @@ def linear_softmax_cross_entropy(
         axis=len(row_shape),
         vocab_axis_name=vocab_axis_name,
     )
+    targets = make_targets(options, num_classes, given)
 
     rows = PerRow(hidden, targets.labels, targets.label_weight, targets.where)
     shared = Shared(kernel, bias, cap, targets.class_weight, targets.smoothing, z_factor)
-    config = Config(chunk_size, transpose_kernel, precision, vocab_axis_name, return_aux)
+    config = Config(chunk_size, transpose_kernel, precision, vocab_axis_name, return_aux, targets.no_class)
 
     result, aux = _evaluated(config, reduction, rows, shared, targets.sample_weight)
     return result if aux is None else (result, CrossEntropyAux(**aux._asdict()))

@@ -5,16 +5,21 @@ Where logits are at hand, the losses from logits are the accurate ones: a float3
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Unpack, overload
 
+import jax
 from jax import Array
 
 from jxent._core import arguments
+from jxent._core.binary_targets import make_binary_targets
 from jxent._core.calls import naming_arguments
-from jxent._core.probability_rows import binary_probability_terms, probability_rows
+from jxent._core.probability_terms import binary_probability_terms
+from jxent._core.rows.losses import row_loss, row_mass
+from jxent._core.rows.probabilities import probability_rows
 from jxent._core.signatures import ArrayLike, BinaryOptions, MulticlassOptions, Scalar, ToArray, ToMean
-from jxent._core.targets import make_binary_targets, make_targets
-from jxent.reduction import Mean, reduce_rows
+from jxent._core.targets import Given, TargetOptions, check_targets, make_targets, split_like
+from jxent.reduction import Mean, reduce_elements, reduce_rows
 
 
 @overload
@@ -48,7 +53,8 @@ def cross_entropy_from_probs(
 
         −Σ_c w_c · q_c · max(log p_c, −100).
 
-    Probabilities are taken as they are: never renormalised, and not checked to lie in [0, 1].
+    Probabilities are taken as they are: never renormalised, and not checked to be at most 1. Class ids without smoothing
+    read one entry of each row, whatever the others hold.
 
     Args:
         probs: `[..., V, ...]` with V at `axis`, any floating dtype, as a softmax gives them. It alone sets the result
@@ -74,9 +80,9 @@ def cross_entropy_from_probs(
 
     Gradients:
         By `probs`, distributions, weights and `label_smoothing`, each in its own dtype, in both directions and any
-        order; exactly 0 in masked rows. By a probability it is −w·q / max(p, 1e-12), at most 65504 for float16: finite
-        everywhere and still pushing at p = 0, on purpose not the slope of the value below 1e-12. NaN in rows that hold
-        NaN, +inf or a negative number.
+        order; exactly 0 in masked rows. By a probability it is −w·q / max(p, 1e-12), with all weights at most 65504 for
+        float16: finite everywhere and not 0 at p = 0, on purpose not the slope of the value below 1e-12. NaN where an
+        entry that is read is NaN, +inf or negative by more than rounding (1e-3), as the loss of the row is.
 
     Example:
         >>> import jax.numpy as jnp
@@ -96,7 +102,7 @@ def cross_entropy_from_probs(
     probs = arguments.as_scores(fn, "probs", probs)
     axis = arguments.as_class_axis(fn, "probs", probs, axis)
     arguments.check_reduction(fn, reduction)
-    targets = make_targets(
+    options, given = check_targets(
         fn,
         "probs",
         probs,
@@ -108,7 +114,7 @@ def cross_entropy_from_probs(
         label_smoothing=label_smoothing,
         axis=axis,
     )
-    return _reduced(probs, targets, True, reduction)
+    return _evaluated(options, True, reduction, probs, given)
 
 
 @overload
@@ -169,7 +175,8 @@ def cross_entropy_from_log_probs(
 
     Gradients:
         By `log_probs` (−w·q), distributions, weights and `label_smoothing`, each in its own dtype, in both directions
-        and any order; exactly 0 in masked rows. NaN in rows that hold NaN or +inf, or nothing above −inf.
+        and any order; exactly 0 in masked rows. NaN where an entry that is read is NaN or +inf, and under smoothing in
+        rows with nothing above −inf. Class ids without smoothing read one entry of each row.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -188,7 +195,7 @@ def cross_entropy_from_log_probs(
     log_probs = arguments.as_scores(fn, "log_probs", log_probs)
     axis = arguments.as_class_axis(fn, "log_probs", log_probs, axis)
     arguments.check_reduction(fn, reduction)
-    targets = make_targets(
+    options, given = check_targets(
         fn,
         "log_probs",
         log_probs,
@@ -200,21 +207,17 @@ def cross_entropy_from_log_probs(
         label_smoothing=label_smoothing,
         axis=axis,
     )
-    return _reduced(log_probs, targets, False, reduction)
+    return _evaluated(options, False, reduction, log_probs, given)
 
 
-def _reduced(scores: Array, targets: Any, are_probs: bool, reduction: str) -> Any:
-    rows = probability_rows(
-        scores,
-        targets.labels,
-        targets.class_weight,
-        targets.where,
-        axis=targets.axis,
-        are_probs=are_probs,
-        smooth=targets.smoothing is not None,
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _evaluated(options: TargetOptions, are_probs: bool, reduction: str, scores: Array, given: Given) -> Array | Mean:
+    """The multiclass losses of this module, from arguments that have been checked."""
+    targets = make_targets(options, scores.shape[options.axis], split_like(scores, options.axis, given))
+    rows = probability_rows(scores, targets, are_probs=are_probs)
+    return reduce_rows(
+        row_loss(rows, targets), row_mass(rows, targets), targets.sample_weight, targets.where, reduction
     )
-    loss = targets.row_loss(rows.label_loss, rows.spread_loss, rows.live_classes)
-    return reduce_rows(loss, targets.row_weight(rows.mass), targets.sample_weight, targets.where, reduction)
 
 
 @overload
@@ -247,13 +250,12 @@ def binary_cross_entropy_from_probs(
 
         −w_k · (pos_weight · y · max(log p, −100) + (1 − y) · max(log(1 − p), −100)).
 
-    Probabilities are taken as they are, and not checked to lie in [0, 1].
+    A probability or a label outside [0, 1] by more than rounding (1e-3) gives NaN, in value and gradient.
 
     Args:
         probs: any shape, rank 0 included, any floating dtype. It alone sets the result dtype,
             `promote(probs.dtype, float32)`.
-        labels: the shape of `probs`, never broadcast; bool, integer or floating (a probability). An integer other than
-            0 and 1 in an element that counts makes its loss and gradient NaN.
+        labels: the shape of `probs`, never broadcast; bool, integer or floating (a probability).
         pos_weight: what a positive label weighs against a negative one; a scalar, or `[K]` for the columns of the last
             axis. Default: 1.
         class_weight: `[K]`, the weight w_k of each column of the last axis. It is not [w_neg, w_pos]: that is
@@ -275,7 +277,7 @@ def binary_cross_entropy_from_probs(
     Gradients:
         By `probs`, floating labels and every weight and hyper-parameter, each in its own dtype, in both directions and
         any order; exactly 0 at masked elements. The slopes of log p and log(1 − p) are 1/max(p, 1e-12) and
-        −1/max(1 − p, 1e-12), at most 65504 for float16: finite everywhere and still pushing at p = 0 and p = 1.
+        −1/max(1 − p, 1e-12), with all weights at most 65504 for float16: finite everywhere, and not 0 at p = 0 and p = 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -304,7 +306,4 @@ def binary_cross_entropy_from_probs(
         where=where,
         label_smoothing=label_smoothing,
     )
-    loss = binary_probability_terms(probs, targets.labels, targets.pos_weight, targets.smoothing, targets.where)
-
-    loss = loss if targets.class_weight is None else targets.class_weight * loss
-    return reduce_rows(loss, targets.class_weight, targets.sample_weight, targets.where, reduction)
+    return reduce_elements(binary_probability_terms, reduction, probs, targets)

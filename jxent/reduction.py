@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
+import jax
 import jax.numpy as jnp
 from jax import Array, export, lax
 
 from jxent._core import arguments
+from jxent._core.binary_targets import BinaryTargets, split_like
 from jxent._core.calls import naming_arguments
 from jxent._core.counts import count, size_of
 from jxent._core.signatures import ArrayLike, Scalar
@@ -182,6 +184,15 @@ def reduce_rows(
         return weighted(loss, sample_weight, where)
     total = jnp.sum(weighted(loss, sample_weight, where))
     return reduce_total(total, jnp.ones_like(loss), row_weight, sample_weight, where, reduction)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def reduce_elements(
+    terms: Callable[..., Array], reduction: str, scores: Array, targets: BinaryTargets, *options: Array | None
+) -> Array | Mean:
+    """A binary loss from arguments that have been checked: one compiled function, under an eager call too."""
+    targets, options = split_like(scores, (targets, options))
+    return reduce_rows(terms(scores, targets, *options), targets.row_weight(), None, targets.where, reduction)
 
 
 def reduce_total(

@@ -7,13 +7,13 @@ from typing import Any, Unpack, overload
 from jax import Array
 
 from jxent._core import arguments
+from jxent._core.binary_targets import make_binary_targets
 from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.focal_terms import sigmoid_focal_terms
 from jxent._core.sigmoid_terms import sigmoid_terms
 from jxent._core.signatures import ArrayLike, BinaryOptions, Scalar, SigmoidFocalOptions, ToArray, ToMean
-from jxent._core.targets import make_binary_targets
-from jxent.reduction import Mean, reduce_rows
+from jxent.reduction import Mean, reduce_elements
 
 
 @overload
@@ -106,10 +106,7 @@ def sigmoid_binary_cross_entropy(
         where=where,
         label_smoothing=label_smoothing,
     )
-    loss = sigmoid_terms(logits, targets.labels, targets.pos_weight, targets.smoothing, targets.where)
-
-    loss = loss if targets.class_weight is None else targets.class_weight * loss
-    return reduce_rows(loss, targets.class_weight, targets.sample_weight, targets.where, reduction)
+    return reduce_elements(sigmoid_terms, reduction, logits, targets)
 
 
 @overload
@@ -203,5 +200,4 @@ def sigmoid_focal_loss(
         label_smoothing=0.0,
     )
     balance = arguments.as_per_column(fn, "alpha", alpha, logits, compute_dtype(logits.dtype), scalar=True)
-    loss = sigmoid_focal_terms(logits, targets.labels, balance, exponent, targets.where)
-    return reduce_rows(loss, None, targets.sample_weight, targets.where, reduction)
+    return reduce_elements(sigmoid_focal_terms, reduction, logits, targets, balance, exponent)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack, overload
 
-from jax import Array, export, lax
+import jax
+from jax import Array, export
 
 from jxent._core import arguments
 from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.focal_terms import modulated
-from jxent._core.row_misses import row_losses_and_misses
+from jxent._core.rows.losses import evaluate, row_log_z, row_loss, row_mass, row_miss, row_nll, row_predicted
 from jxent._core.signatures import ArrayLike, Poly1Options, Scalar, SoftmaxFocalOptions, SoftmaxOptions, ToArray, ToMean
-from jxent._core.softmax_rows import label_nll, predicted_ids, row_losses
-from jxent._core.targets import make_targets
+from jxent._core.targets import Given, TargetOptions, check_targets, make_targets, split_like
 from jxent.reduction import Mean, reduce_rows
 
 
@@ -25,11 +25,11 @@ class CrossEntropyAux(NamedTuple):
     A pytree of three arrays of the row shape, under every reduction.
 
     Attributes:
-        log_z: the log of the softmax's normaliser, in the result dtype; 0 in masked rows.
-        predicted: int32, the class with the highest logit, the lowest such id on ties; −1 where the row is masked, holds
-            NaN or has no logit above −inf.
+        log_z: the log of the softmax's normaliser, in the result dtype, differentiable; 0 in masked rows.
+        predicted: int32, the class with the highest logit, the lowest such id on ties; where the row is masked, holds
+            NaN or has no logit above −inf, −2³¹, which equals no label (−2³¹ + 1 if `ignore_index` is −2³¹).
         nll: −log p of the label's distribution in the result dtype, whatever smoothing, weights and z-loss are: the exp of
-            its mean is the perplexity. 0 in masked rows. For metrics only, cut off from differentiation.
+            its mean is the perplexity. 0 in masked rows. For metrics only, cut off from differentiation as `predicted` is.
 
     Example:
         >>> import jax.numpy as jnp
@@ -193,7 +193,7 @@ def softmax_cross_entropy(
     arguments.check_reduction(fn, reduction)
     arguments.check_flag(fn, "return_aux", return_aux)
 
-    targets = make_targets(
+    options, given = check_targets(
         fn,
         "logits",
         logits,
@@ -206,13 +206,8 @@ def softmax_cross_entropy(
         axis=axis,
         vocab_axis_name=vocab_axis_name,
     )
-    loss, rows = row_losses(logits, targets, z_factor)
-
-    result = reduce_rows(loss, targets.row_weight(rows.label.mass), targets.sample_weight, targets.where, reduction)
-    if not return_aux:
-        return result
-    aux = rows.log_z, predicted_ids(logits, rows, targets), lax.stop_gradient(label_nll(logits, rows, targets))
-    return result, CrossEntropyAux(*aux)
+    result, aux = _evaluated(_Options(options, "cross entropy", reduction, return_aux), logits, given, z_factor)
+    return result if aux is None else (result, aux)
 
 
 @overload
@@ -294,7 +289,7 @@ def softmax_focal_loss(
     exponent = arguments.as_hyper_parameter(fn, "gamma", gamma, compute_dtype(logits.dtype), 0)
     arguments.check_reduction(fn, reduction)
 
-    targets = make_targets(
+    options, given = check_targets(
         fn,
         "logits",
         logits,
@@ -306,9 +301,7 @@ def softmax_focal_loss(
         label_smoothing=0.0,
         axis=axis,
     )
-    loss, miss, rows = row_losses_and_misses(logits, targets)
-    loss = loss if exponent is None else modulated(loss, miss, exponent)
-    return reduce_rows(loss, targets.row_weight(rows.label.mass), targets.sample_weight, targets.where, reduction)
+    return _evaluated(_Options(options, "focal", reduction), logits, given, exponent)[0]
 
 
 @overload
@@ -391,7 +384,7 @@ def poly1_cross_entropy(
     factor = arguments.as_hyper_parameter(fn, "epsilon", epsilon, compute_dtype(logits.dtype))
     arguments.check_reduction(fn, reduction)
 
-    targets = make_targets(
+    options, given = check_targets(
         fn,
         "logits",
         logits,
@@ -403,6 +396,35 @@ def poly1_cross_entropy(
         label_smoothing=label_smoothing,
         axis=axis,
     )
-    loss, miss, rows = row_losses_and_misses(logits, targets)
-    loss = loss if factor is None else loss + factor * miss
-    return reduce_rows(loss, targets.row_weight(rows.label.mass), targets.sample_weight, targets.where, reduction)
+    return _evaluated(_Options(options, "poly1", reduction), logits, given, factor)[0]
+
+
+class _Options(NamedTuple):
+    """What is known when a loss is compiled."""
+
+    targets: TargetOptions
+    form: Literal["cross entropy", "focal", "poly1"]
+    reduction: str
+    return_aux: bool = False
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluated(
+    options: _Options, logits: Array, given: Given, factor: Array | None
+) -> tuple[Array | Mean, CrossEntropyAux | None]:
+    """The losses of this module, from arguments that have been checked. `factor` is that of log_z², γ or ε; None is 0.
+
+    One compiled function for each set of options, shapes and dtypes, under an eager call too.
+    """
+    axis = options.targets.axis
+    targets = make_targets(options.targets, logits.shape[axis], split_like(logits, axis, given))
+    z_loss, of_miss = (factor, None) if options.form == "cross entropy" else (None, factor)
+    rows = evaluate(logits, targets, miss=of_miss is not None, aux=options.return_aux)
+    loss = row_loss(rows, targets, z_loss)
+    if of_miss is not None:
+        miss = row_miss(rows, targets)
+        loss = modulated(loss, miss, of_miss) if options.form == "focal" else loss + of_miss * miss
+    result = reduce_rows(loss, row_mass(rows, targets), targets.sample_weight, targets.where, options.reduction)
+    if not options.return_aux:
+        return result, None
+    return result, CrossEntropyAux(row_log_z(rows, targets), row_predicted(rows, targets), row_nll(rows, targets))

@@ -119,8 +119,7 @@ def nll_loss(
     Each row's loss is −w_y·input_y. Where it differs from torch, on purpose:
 
     - An entry of −inf is a class that does not exist, 0 · log 0 = 0: a weight of 0 costs nothing there. torch gives NaN.
-    - A row that holds a NaN or +inf, or nothing above −inf, is NaN, for loss scaling to see; torch looks at the label's
-      entry alone.
+    - An entry of +inf at the label is NaN, for loss scaling to see; torch gives −inf.
     - Ids may have any integer dtype, JAX's default being int32; torch takes int64 and uint8. Dtypes may be mixed.
     - bfloat16 and float16 inputs give a float32 loss, which is accurate; torch rounds it to their dtype.
     - What is wrong with a shape, a dtype or an option is a ValueError or a TypeError; torch has RuntimeErrors too. Zero
@@ -247,13 +246,14 @@ def binary_cross_entropy_with_logits(
     purpose:
 
     - A logit of ±inf on the right side costs 0, each term being 0 where its coefficient is; torch gives NaN.
-    - Labels may be bool or integer, and dtypes may be mixed.
+    - Labels may be bool or integer, and dtypes may be mixed. One outside [0, 1] by more than rounding is NaN; torch takes
+      any number.
     - bfloat16 and float16 logits give a float32 loss, which is accurate; torch rounds it to their dtype.
     - What is wrong with a shape, a dtype or an option is a ValueError or a TypeError; torch has RuntimeErrors too.
 
     Args:
         input: logits, any shape, any floating dtype.
-        target: the shape of `input`; bool, integer or floating (a probability, not checked to be one).
+        target: the shape of `input`; bool, integer or floating (a probability).
         weight: the weight of each element; any shape that broadcasts to that of `input`. Default: 1.
         size_average: deprecated, for `reduction`. False: "sum".
         reduce: deprecated, for `reduction`. False: "none", whatever `size_average` is.

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jxent._core import row_sums
+from jxent._core.rows import cpu
 from tools import aot
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -20,7 +20,7 @@ def rng():
 @pytest.fixture
 def one_device(monkeypatch):
     """As if there were one: the CPU then cuts long rows around their labels."""
-    monkeypatch.setattr(row_sums, "_num_cpu_devices", lambda: 1)
+    monkeypatch.setattr(cpu, "_num_cpu_devices", lambda: 1)
     jax.clear_caches()
     yield
     jax.clear_caches()

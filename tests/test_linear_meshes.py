@@ -183,14 +183,14 @@ def sizes(compiled, kind="all-reduce"):
 
 @pytest.mark.parametrize("how", ["Explicit", "shard_map"])
 def test_linear_sends_what_it_must(how):
-    # Over the classes a maximum and two sums of each row, in chunks of 8 rows (in a loop, which counts once), and the
-    # parts of d_hidden; over the rows d_kernel once, the two sums of the mean (of ids alone the weight is known).
+    # Over the classes of each row a maximum, and the sum of u, the number of devices that have the maximum, and the
+    # entry at the id, in chunks of 8 rows (in a loop, which counts once), and the parts of d_hidden; over the rows d_kernel once, the two sums of the mean (of ids alone the weight is known).
     of_rows, of_both = program(how, "rows"), program(how, "both")
     for compiled in (of_rows, of_both):
         assert {collective.kind for collective in collectives(compiled)} == {"all-reduce"}
     assert [size for size in sizes(of_rows) if size > 1] == [D * 2 * c]
-    assert [size for size in sizes(of_both) if size > 1] == [8, 2 * 8, n * D, D * c]
-    assert [size for size in sizes(program(how, "both", gradient=False)) if size > 1] == [8, 2 * 8]
+    assert [size for size in sizes(of_both) if size > 1] == [8, 3 * 8, n * D, D * c]
+    assert [size for size in sizes(program(how, "both", gradient=False)) if size > 1] == [8, 3 * 8]
 
 
 @pytest.mark.parametrize("how", ["Auto", "Explicit"])

@@ -22,34 +22,37 @@ class Sabotage(NamedTuple):
     select: str
 
 
-ROWS, SUMS, TARGETS = "_core/softmax_rows.py", "_core/row_sums.py", "_core/targets.py"
+STATE, RULE, ON_CPU = "_core/rows/state.py", "_core/rows/rule.py", "_core/rows/cpu.py"
+LOSSES, TARGETS = "_core/rows/losses.py", "_core/targets.py"
+OF_STATE, OF_CPU = "tests/_core/rows/test_state.py", "tests/_core/rows/test_cpu.py"
 SHARDS = "_core/shards.py"
 SOFTMAX, VOCAB_AXIS = "tests/test_softmax.py", "tests/test_vocab_axis.py"
 LINEAR, FUSED, FUSED_ON_MESHES = "_core/linear/rule.py", "tests/test_linear.py", "tests/test_linear_meshes.py"
+PROBABILITIES, PROBS = "_core/rows/probabilities.py", "tests/test_probs.py"
 SABOTAGES = {
     "mask dropped from the value": Sabotage(
-        ROWS,
+        RULE,
         "jnp.where(where, field, 0), rows)",
         "field, rows)",
         SOFTMAX,
         "masked_rows_are_exactly_zero and nan and softmax",
     ),
     "mask dropped from the gradient": Sabotage(
-        ROWS,
-        "x = _counted(logits.astype(dtype), where, axis)",
-        "x = logits.astype(dtype)",
+        RULE,
+        "jnp.where(mask, jnp.exp(d), 0)",
+        "jnp.exp(d)",
         SOFTMAX,
         "masked_rows_are_exactly_zero and nan and softmax",
     ),
     "mask dropped from the soft labels' gradient": Sabotage(
-        ROWS,
-        "jnp.where(where, values.astype(dtype), 0)",
-        "values.astype(dtype)",
+        RULE,
+        "None if q is None else counted(q)",
+        "None if q is None else q.astype(u.dtype)",
         SOFTMAX,
         "masked_rows_are_exactly_zero and nan and softmax",
     ),
     "mask dropped from the class weights' gradient": Sabotage(
-        ROWS, "w = None if w is None else jnp.where(where, w, 0)", "pass", SOFTMAX, "all_masked and softmax"
+        RULE, "counted(along(w, x.ndim, axis))", "along(w, x.ndim, axis)", SOFTMAX, "all_masked and softmax"
     ),
     "ignore_index dropped": Sabotage(TARGETS, "if counted is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
     "ids clipped to an ignore_index": Sabotage(
@@ -74,19 +77,19 @@ SABOTAGES = {
         "wide_ids and beside",
     ),
     "smoothing dropped": Sabotage(
-        TARGETS, "if self.smoothing is None:", "if True:", SOFTMAX, "one_option and label_smoothing and sum"
+        LOSSES, "if smoothing is not None:\n", "if False:\n", SOFTMAX, "one_option and label_smoothing and sum"
     ),
     "smoothing over all classes": Sabotage(
-        ROWS,
-        'result["live"] = sums.of(live)',
-        'result["live"] = sums.of(live) * 0 + logits.shape[axis]',
+        STATE,
+        "is_live, one = x > -jnp.inf,",
+        "is_live, one = x == x,",
         SOFTMAX,
         "minus_inf_is_a_class_mask and softmax",
     ),
     "class weights left out of the denominator": Sabotage(
-        TARGETS,
-        "return self.label_weight if self.are_ids else mass",
-        "return None",
+        LOSSES,
+        "return targets.label_weight if targets.are_ids else",
+        "return None if targets.are_ids else",
         SOFTMAX,
         "one_option and class_weight and mean and softmax",
     ),
@@ -127,7 +130,7 @@ SABOTAGES = {
         "reduction.py", "lax.psum(self.weight, axis_name)", "self.weight", "tests/test_reduction.py", "psum"
     ),
     "label iota in uint8": Sabotage(
-        SUMS,
+        SHARDS,
         "lax.broadcasted_iota(jnp.int32, shape, axis)",
         "lax.broadcasted_iota(jnp.uint8, shape, axis).astype(jnp.int32)",
         SOFTMAX,
@@ -136,8 +139,8 @@ SABOTAGES = {
     "ids wrapped": Sabotage(TARGETS, "jnp.where(bad, -1, ", "jnp.where(bad, num_classes - 1, ", SOFTMAX, "bad_id"),
     "ids compared after the cast": Sabotage(
         TARGETS,
-        "    bad = labels < 0\n",
-        "    labels = labels.astype(jnp.int32)\n    bad = labels < 0\n",
+        "wide = labels if jnp.iinfo(labels.dtype).bits >= 32 else labels.astype(jnp.int32)",
+        "wide = labels.astype(jnp.int32)",
         SOFTMAX,
         "64_bit_ids",
     ),
@@ -149,50 +152,53 @@ SABOTAGES = {
         "wide_integers",
     ),
     "poison missing from the gradient": Sabotage(
-        ROWS,
-        "jnp.where(jnp.expand_dims(labels < 0, axis), jnp.nan, 1 / (1 + rows.excess))",
-        "1 / (1 + rows.excess)",
-        SOFTMAX,
-        "bad_id and softmax",
+        RULE, "jnp.where(jnp.expand_dims(ids < 0, axis), jnp.nan, u)", "u", SOFTMAX, "bad_id and softmax"
     ),
     "log of the sum": Sabotage(
-        ROWS,
-        "TargetRows(jnp.log1p(excess) -",
-        "TargetRows(jnp.log(1 + excess) -",
-        "tests/test_numerics.py",
-        "confident",
+        RULE, "jnp.log1p(u) - (entry - m))", "jnp.log(1 + u) - (entry - m))", "tests/test_numerics.py", "confident"
     ),
-    "excess of distributions subtracted": Sabotage(
-        ROWS,
-        'excess = (sums["num_maxima"] - 1) + sums["others"]',
-        'excess = (sums["num_maxima"] + sums["others"]) - 1',
-        "tests/test_numerics.py",
-        "",
+    "the lower part's 1 dropped": Sabotage(
+        STATE, "jnp.exp(-gap), 1 + part.excess", "jnp.exp(-gap), part.excess", OF_STATE, ""
     ),
-    "label gradient subtracted": Sabotage(
-        ROWS, "jnp.expm1(-rows.label.loss)", "jnp.exp(-rows.label.loss) - 1", "tests/test_numerics.py", ""
+    "gap of the wrong sign": Sabotage(STATE, "hi.row_max - lo.row_max)", "lo.row_max - hi.row_max)", OF_STATE, ""),
+    "tie counted as below": Sabotage(
+        STATE, "jnp.where(gap > 0, t.mass, t.below)", "jnp.where(gap >= 0, t.mass, t.below)", OF_STATE, ""
     ),
+    "last of a tie": Sabotage(STATE, "jnp.minimum(hi.top, lo.top)", "jnp.maximum(hi.top, lo.top)", OF_STATE, ""),
+    "0 times inf in a merge": Sabotage(STATE, "jnp.where(t.mass == 0, 0, gap * t.mass)", "gap * t.mass", OF_STATE, ""),
+    "highest devices counted twice": Sabotage(
+        STATE, "excess + (num_highest - 1)", "excess + num_highest", VOCAB_AXIS, "every_sort and ids-f"
+    ),
+    "a coefficient of 0 that silences nothing": Sabotage(
+        "_core/silence.py",
+        "return jnp.where(reduce(jnp.logical_or, zeros) & jnp.isinf(term), 0, term)",
+        "return term",
+        SOFTMAX,
+        "silence",
+    ),
+    "label gradient subtracted": Sabotage(STATE, "jnp.expm1(-nll)", "jnp.exp(-nll) - 1", "tests/test_numerics.py", ""),
     "top class not told apart": Sabotage(
-        ROWS,
-        "is_top = (d == 0) & (rows.excess < 1)",
-        "is_top = (d > 0) & (rows.excess < 1)",
-        "tests/test_numerics.py",
-        "",
+        STATE, "is_top = (d == 0) & (excess < 1)", "is_top = (d > 0) & (excess < 1)", "tests/test_numerics.py", ""
     ),
-    "z-loss dropped": Sabotage(ROWS, "if z_loss is not None:", "if False:", SOFTMAX, "z_loss"),
+    "z-loss dropped": Sabotage(LOSSES, "if z_loss is not None:", "if False:", SOFTMAX, "z_loss"),
     "tangent map kept": Sabotage(
-        ROWS,
-        "jax.checkpoint(partial(row_tangents, axis, vocab_axis_name), prevent_cse=False)",
-        "partial(row_tangents, axis, vocab_axis_name)",
+        RULE,
+        "jax.checkpoint(partial(_tangents, config), prevent_cse=False)",
+        "partial(_tangents, config)",
         "tests/test_memory.py",
         "reverse_mode",
     ),
-    "barriers dropped": Sabotage(SUMS, "if self.cpu:", "if False:", "tests/test_memory.py", "rows_only"),
+    "barriers dropped": Sabotage(
+        ON_CPU,
+        "lax.optimization_barrier(self.operands._replace(**places))",
+        "self.operands._replace(**places)",
+        "tests/test_memory.py",
+        "rows_only",
+    ),
     "smoothing by the classes of one device": Sabotage(
-        ROWS,
-        "| summed(of_slope, vocab_axis_name)",
-        "| summed(of_slope, vocab_axis_name) | "
-        '({"live": lax.pmean(sums["live"], vocab_axis_name)} if smooth and vocab_axis_name else {})',
+        STATE,
+        "t._replace(below=below[name]) for",
+        "t._replace(below=below[name], mass=lax.pmean(state.targets[name].mass, axis_name)) for",
         VOCAB_AXIS,
         "oracle_inside and ids",
     ),
@@ -206,35 +212,29 @@ SABOTAGES = {
     "ids checked against the classes of one device": Sabotage(
         SHARDS, "num_classes * lax.axis_size(vocab_axis_name)", "num_classes", VOCAB_AXIS, "every_sort and ids-float32"
     ),
-    "predicted ids of one device": Sabotage(ROWS, "first + predicted", "predicted", VOCAB_AXIS, "every_sort and ids-f"),
+    "predicted ids of one device": Sabotage(
+        STATE,
+        "lax.axis_index(axis_name) * num_classes + top",
+        "0 * lax.axis_index(axis_name) + top",
+        VOCAB_AXIS,
+        "every_sort and ids-f",
+    ),
     "check_vma not asked": Sabotage(
         "_core/arguments.py", "if missing:", "if False:", VOCAB_AXIS, "refused and check_vma"
     ),
-    "axes of labels and logits not aligned": Sabotage(
-        ROWS,
-        "aligned((logits, labels, class_weight, where), apart_from=vocab_axis_name)",
-        "(logits, labels, class_weight, where)",
-        "tests/test_sharding.py",
-        "replicated",
-    ),
     "windows cut anywhere": Sabotage(
-        SUMS, "while width % 2 == 0", "while width % 2 > 1", "tests/test_communication.py", "window and 40000"
+        ON_CPU, "while width % 2 == 0", "while width % 2 > 1", "tests/test_communication.py", "window and 40000"
     ),
-    "label counted in its window": Sabotage(SUMS, "(ids != y) & ", "", SOFTMAX, "anywhere_in_a_long_row"),
-    "last window counted twice": Sabotage(SUMS, " & (ids >= own * width)", "", SOFTMAX, "anywhere_in_a_long_row"),
-    "window of a bad label left out": Sabotage(
-        SUMS,
-        "own, is_known = y // width, y >= 0",
-        "own, is_known = y // width, y == y",
+    "maximum counted in its window": Sabotage(
+        ON_CPU, "is_counted = (ids != top) & ", "is_counted = ", OF_CPU, "one and device and 10000"
+    ),
+    "last window counted twice": Sabotage(ON_CPU, " & (ids >= own * width)", "", OF_CPU, "one and device and 10000"),
+    "ids of constants": Sabotage(
+        ON_CPU,
+        "jnp.where(jnp.isnan(self.operands.row_max), -1, excluded)",
+        "excluded",
         SOFTMAX,
-        "anywhere_in_a_long_row",
-    ),
-    "exp kept for the gradient without the mask": Sabotage(
-        ROWS,
-        "d = _counted(logits, where, axis) - jnp",
-        "d = logits - jnp",
-        "tests/test_memory.py",
-        "keeps_the_exp",
+        "single_long_row and four and 40000",
     ),
     "binary terms free to be written out in parts": Sabotage(
         "_core/platform.py",
@@ -245,8 +245,8 @@ SABOTAGES = {
     ),
     "binary value and gradient free to share": Sabotage(
         "_core/platform.py",
-        "list(_barrier(platforms, primals))",
-        "list(primals)",
+        "constant = _barrier(platforms, leaves)",
+        "constant = leaves",
         "tests/test_memory.py",
         "one_array_at_most",
     ),
@@ -258,16 +258,16 @@ SABOTAGES = {
         "second_derivative",
     ),
     "miss subtracted": Sabotage(
-        SUMS,
-        "(jnp.expand_dims(excess, axis) + (o.one - jnp.exp(_d(o, axis))))",
-        "((jnp.expand_dims(excess, axis) + o.one) - jnp.exp(_d(o, axis)))",
+        STATE,
+        "(excess - jnp.expm1(d)) / (1 + excess)",
+        "1 - prob(d, excess)",
         "tests/test_focal.py",
         "digits and distributions",
     ),
     "maximum of a converted copy": Sabotage(
-        ROWS,
-        "jnp.max(logits, axis).astype(compute_dtype(logits.dtype))",
-        "jnp.max(logits.astype(compute_dtype(logits.dtype)), axis)",
+        ON_CPU,
+        "_windows(logits, axis, width, -jnp.inf, lax.max)",
+        "_windows(logits.astype(dtype), axis, width, -jnp.inf, lax.max)",
         "tests/test_memory.py",
         "does_not_tell_of and bfloat16 and no",
     ),
@@ -279,9 +279,9 @@ SABOTAGES = {
         "before_it_is_cast",
     ),
     "miss not smoothed": Sabotage(
-        "_core/row_misses.py",
-        "targets.smoothed(miss, spread_miss, rows.live_classes)",
-        "miss",
+        LOSSES,
+        "if targets.smoothing is None:\n        return miss",
+        "if True:\n        return miss",
         "tests/test_properties.py",
         "explicit_soft_labels and poly1_cross_entropy-ids",
     ),
@@ -316,12 +316,43 @@ SABOTAGES = {
     "ignored labels refused": Sabotage(
         "labels.py", "is_bad &= labels != ignored", "pass", "tests/test_labels.py", "passes_good_ones"
     ),
-    "rounding refused": Sabotage("labels.py", "1 + arguments.LABEL_ROUNDING", "1", "tests/test_labels.py", "good_ones"),
+    "rounding refused": Sabotage("labels.py", "1 + arguments.ROUNDING", "1", "tests/test_labels.py", "good_ones"),
     "option missing from the overloads": Sabotage(
         "_core/signatures.py", "    axis: int\n", "", "tests/test_typing.py", "overloads"
     ),
     "probabilities' slope not clamped": Sabotage(
-        "_core/probability_rows.py", "jnp.maximum(p, _LOWEST_PROB)", "p", "tests/test_probs.py", "still_push"
+        PROBABILITIES, "tangents[0] / jnp.maximum(lowest, p)", "tangents[0] / p", PROBS, "still_push"
+    ),
+    "slope of float16 probabilities capped before the weights": Sabotage(
+        PROBABILITIES, "jnp.abs(coefficient)) / largest", "jnp.ones_like(coefficient)) / largest", PROBS, "float16"
+    ),
+    "negative probability let into the gradient": Sabotage(
+        PROBABILITIES, "return x * (1 + 0 * lax", "return x + 0 * (0 * lax", PROBS, "no_probability"
+    ),
+    "NaN lost by the sums of long rows": Sabotage(
+        "_core/rows/cpu.py",
+        "jnp.minimum(o.one, jnp.maximum(-o.huge, x) - x)",
+        "jnp.minimum(jnp.maximum(x, -o.huge) - x, o.one)",
+        PROBS,
+        "no_probability and 9000",
+    ),
+    "bad id without a NaN gradient": Sabotage(PROBABILITIES, "== y) | (y < 0)", "== y)", PROBS, "bad_id"),
+    "no live class is no fault under smoothing": Sabotage(
+        PROBABILITIES, "jnp.where(is_good, ones, jnp.nan)", "ones", PROBS, "no_live_class"
+    ),
+    "float labels that are no probabilities let through": Sabotage(
+        "_core/binary_targets.py",
+        "jnp.sqrt(product)",
+        "jnp.sqrt(jnp.abs(product))",
+        "tests/test_sigmoid.py",
+        "no_probability",
+    ),
+    "binary 0 · inf": Sabotage(
+        "_core/sigmoid_terms.py",
+        "positive = silenced(softplus(-x), t.pos_weight, *weights)",
+        "positive = softplus(-x)",
+        "tests/test_sigmoid.py",
+        "pos_weight_of_zero",
     ),
     "torch's mean of distributions weighted": Sabotage(
         "torch_compat.py",
@@ -440,7 +471,7 @@ SABOTAGES = {
         LINEAR, "Cotangents(None, d_log_z)", "Cotangents(None, 0 * d_log_z)", FUSED, "carries_its_gradient and mean"
     ),
     "nll with class weights": Sabotage(
-        ROWS, "if targets.are_ids or targets.class_weight is None:", "if True:", FUSED, "nll_is_plain and soft"
+        LOSSES, '"label" if targets.class_weight is None else "plain"', '"label"', FUSED, "nll_is_plain and soft"
     ),
 }
 

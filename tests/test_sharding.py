@@ -100,6 +100,19 @@ def test_losses_on_a_mesh_are_those_on_one_device(axis_type, split):
         assert rows.sharding.is_equivalent_to(fixed[loss.name]["where"].sharding, rows.ndim)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_take_arguments_split_in_any_way(seed):
+    """Each by itself, unlike the scores: over either axis of the mesh, both, or none."""
+    rng, mesh = np.random.default_rng(seed), make_mesh(AxisType.Explicit)
+
+    def place(array):
+        axes = rng.permutation(["data", "classes", None, None])[: np.ndim(array)]
+        return jax.device_put(array, NamedSharding(mesh, P(*axes)))
+
+    inputs, fixed = jax.tree.map(place, problems())
+    jax.tree.map(assert_close, jax.device_get(jax.jit(evaluate)(inputs, fixed)), on_one_device())
+
+
 @ON_BOTH_AXIS_TYPES
 @pytest.mark.parametrize("num_classes", [40_000, 36_870])
 def test_rows_longer_than_a_window_on_a_mesh(axis_type, num_classes, rng):

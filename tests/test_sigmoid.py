@@ -1,6 +1,7 @@
 """What holds for the binary losses alone; what they share with the others is in test_softmax."""
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -85,3 +86,106 @@ def test_gradients_by_every_input(loss, rng, x64):
     for name, gradient in grads.items():
         want = oracle.numerical_gradient(lambda value, name=name: theirs(name, value), inputs[name])
         np.testing.assert_allclose(gradient, want, rtol=1e-7, atol=1e-8, err_msg=name)
+
+
+LOGITS = pytest.mark.parametrize(
+    "loss", [jxent.sigmoid_binary_cross_entropy, jxent.sigmoid_focal_loss], ids=lambda f: f.__name__
+)
+EVERY = [jxent.sigmoid_binary_cross_entropy, jxent.sigmoid_focal_loss, jxent.binary_cross_entropy_from_probs]
+
+
+@pytest.mark.parametrize("bad", [-1.0, 255.0, 1.01, -0.002, np.nan, INF])
+@pytest.mark.parametrize("loss", EVERY, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
+def test_float_label_that_is_no_probability_is_nan(loss, bad, dtype):
+    """As the integers −1 and 255 are; 0 where masked."""
+    scores, labels = np.full(3, 0.3, np.float32), jnp.array([bad, 0.25, bad], dtype)
+    value = loss(scores, labels, where=[True, True, False])
+    np.testing.assert_array_equal(np.isnan(value), [True, False, False])
+    grads = jax.grad(lambda s, y: loss(s, y, where=[True, True, False]).sum(), (0, 1))(scores, labels)
+    for gradient in grads:
+        np.testing.assert_array_equal(np.isnan(gradient), [True, False, False])
+        assert gradient[2] == 0
+
+
+@pytest.mark.parametrize("loss", EVERY, ids=lambda f: f.__name__)
+def test_rounding_of_a_float_label_is_no_fault(loss):
+    near = np.array([-5e-4, 1 + 5e-4], np.float32)
+    np.testing.assert_allclose(
+        loss(np.full(2, 0.3, np.float32), near), loss(np.full(2, 0.3, np.float32), near.round()), rtol=2e-3
+    )
+
+
+# What is 0 beside an infinite term, as constants and traced.
+ZEROS = {
+    "class_weight": {"class_weight": np.zeros(2, np.float32)},
+    "sample_weight": {"sample_weight": np.zeros((1, 2), np.float32)},
+    "alpha": {"alpha": np.float32(0)},
+}
+
+
+@pytest.mark.parametrize("zero", ZEROS)
+@LOGITS
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_weight_of_zero_silences_an_infinite_term_in_value_and_every_gradient(loss, zero, soft):
+    names = (
+        {"class_weight", "sample_weight"} if loss is jxent.sigmoid_binary_cross_entropy else {"alpha", "sample_weight"}
+    )
+    if zero not in names:
+        return
+    # A positive label and α = 0; else also a negative one.
+    logits = np.array([[-INF, INF]], np.float32)
+    labels = np.array([[1, 1 if zero == "alpha" else 0]], np.float32 if soft else np.int32)
+
+    def total(logits, weights, labels=labels):
+        return loss(logits, labels, reduction="sum", **weights)
+
+    for run in (total, jax.jit(total)):
+        assert run(logits, ZEROS[zero]) == 0
+        np.testing.assert_array_equal(jax.grad(run)(logits, ZEROS[zero]), [[0, 0]])
+    if soft:
+        assert np.isfinite(jax.grad(total, 2)(logits, ZEROS[zero], labels)).all()
+
+
+def test_pos_weight_of_zero_silences_the_positive_term():
+    def total(logits, pos_weight):
+        return jxent.sigmoid_binary_cross_entropy(logits, [1], pos_weight=pos_weight, reduction="sum")
+
+    logits = np.array([-INF], np.float32)
+    assert total(logits, 0.0) == 0
+    for weight in (np.float32(0), np.zeros(1, np.float32)):
+        value, gradient = jax.jit(jax.value_and_grad(total))(logits, weight)
+        assert value == 0
+        np.testing.assert_array_equal(gradient, [0])
+
+
+def test_smoothing_silences_only_where_it_is_nothing():
+    logits = np.array([INF, -INF], np.float32)
+    value = jxent.sigmoid_binary_cross_entropy(logits, [1, 0], label_smoothing=jnp.float32(0))
+    np.testing.assert_array_equal(value, [0, 0])
+    slope = jax.grad(lambda e: jxent.sigmoid_binary_cross_entropy(logits, [1, 0], label_smoothing=e).sum())
+    assert slope(jnp.float32(0)) == 0
+    np.testing.assert_array_equal(jxent.sigmoid_binary_cross_entropy(logits, [1, 0], label_smoothing=0.1), [INF, INF])
+
+
+@pytest.mark.parametrize("loss", EVERY, ids=lambda f: f.__name__)
+def test_second_eager_gradient_compiles_nothing(loss):
+    scores, labels = np.full((3, 2), 0.3, np.float32), np.full((3, 2), 0.25, np.float32)
+    options = {"where": np.ones((3, 2), bool), "sample_weight": np.ones((3, 2), np.float32), "reduction": "mean"}
+
+    def step():
+        return jax.block_until_ready(jax.value_and_grad(lambda s: loss(s, labels, **options))(scores))
+
+    step()
+    compiled = []
+
+    def listen(event, duration_secs, **kwargs):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        step()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []

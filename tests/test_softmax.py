@@ -12,6 +12,7 @@ from tests import oracle
 from tests.losses import LOSSES, MULTICLASS, NUM_CLASSES, assert_close, by_name
 
 REDUCTIONS = ("none", "sum", "mean", "partial")
+NO_CLASS = -(2**31)
 LOGIT_LOSSES = [loss for loss in MULTICLASS if loss.call is jxent.softmax_cross_entropy]
 
 
@@ -299,7 +300,8 @@ def test_empty_mean_is_zero_with_zero_gradient(loss, rng):
 @pytest.mark.parametrize("loss", **by_name(LOSSES))
 def test_nan_in_a_live_row_is_nan(loss, rng):
     scores, labels = loss.inputs(rng, (4,))
-    scores[1, 2] = np.nan
+    # Of (log-)probabilities an id reads its own entry alone.
+    scores[1, labels[1] if loss.has_ids and loss not in LOGIT_LOSSES else 2] = np.nan
     where_nan = np.isnan(scores) if loss.is_binary else np.isnan(scores).any(-1)
     for run in (loss.call, jax.jit(loss.call)):
         np.testing.assert_array_equal(np.isnan(run(scores, labels)), where_nan)
@@ -310,7 +312,7 @@ def test_nan_in_a_live_row_is_nan(loss, rng):
 @pytest.mark.parametrize(
     "spoil", [lambda row: np.full_like(row, -np.inf), lambda row: np.where(np.arange(5) == 1, np.inf, row)]
 )
-@pytest.mark.parametrize("loss", **by_name([loss for loss in MULTICLASS if "from_probs" not in loss.name]))
+@pytest.mark.parametrize("loss", **by_name(LOGIT_LOSSES))
 def test_no_live_class_or_an_infinite_one_is_nan(loss, spoil, rng):
     scores, labels = loss.inputs(rng, (4,))
     scores[2] = spoil(scores[2])
@@ -414,20 +416,45 @@ def test_aux_is_per_row_under_every_reduction():
     labels, where = np.array([0, 0, 0, 0, 1, 7]), np.array([True, True, True, False, True, True])
     for reduction in REDUCTIONS:
         _, aux = jxent.softmax_cross_entropy(logits, labels, where=where, reduction=reduction, return_aux=True)
-        np.testing.assert_array_equal(aux.predicted, [1, -1, -1, -1, 1, 0])
+        np.testing.assert_array_equal(aux.predicted, [1, NO_CLASS, NO_CLASS, NO_CLASS, 1, 0])
         assert aux.predicted.dtype == jnp.int32
-        assert_close(aux.log_z, [np.log(np.e + 2 * np.e**3), nan, nan, 0, 2, np.log(np.e**9 + 2)])
+        log_z = np.array([np.log(np.e + 2 * np.e**3), nan, nan, 0, 2, np.log(np.e**9 + 2)])
+        assert_close(aux.log_z, log_z)
+        assert_close(aux.nll, [log_z[0] - 1, nan, nan, 0, 0, nan])
 
 
-def test_aux_is_cut_off_from_differentiation(rng):
+@pytest.mark.parametrize("ignored", [-1, -(2**31), 0, 2])
+def test_a_masked_row_is_predicted_as_no_label_at_all(ignored):
+    labels = np.array([ignored, 1, ignored, 2 if ignored == 0 else 0])
+    _, aux = jxent.softmax_cross_entropy(jnp.zeros((4, 3)), labels, ignore_index=ignored, return_aux=True)
+    assert not np.any(aux.predicted == labels, where=labels == ignored)
+    assert np.all(aux.predicted[::2] < -(2**30))
+
+
+OF_AUX = {
+    "plain": {},
+    "all": {"label_smoothing": 0.1, "z_loss": 0.1, "class_weight": np.array([1.0, 2, 0.5, 3])},
+}
+
+
+@pytest.mark.parametrize("kind", ["ids", "distributions"])
+@pytest.mark.parametrize("options", OF_AUX.values(), ids=OF_AUX)
+def test_the_aux_has_the_gradient_of_log_z_and_the_plain_nll(options, kind, rng):
     logits = rng.normal(size=(3, 4)).astype(np.float32)
+    labels = np.array([0, 1, 2]) if kind == "ids" else rng.dirichlet(np.ones(4), size=3).astype(np.float32)
+    where = np.array([True, True, False])
 
-    def metric(x):
-        loss, aux = jxent.softmax_cross_entropy(x, [0, 1, 2], reduction="sum", return_aux=True)
-        return loss + aux.log_z.sum(), aux.predicted
+    def total(x, of_log_z, of_rest):
+        loss, aux = jxent.softmax_cross_entropy(x, labels, where=where, reduction="sum", return_aux=True, **options)
+        return loss + of_log_z * jnp.sum(aux.log_z**2) + of_rest * jnp.sum(aux.nll), aux
 
-    plain = jax.grad(lambda x: jxent.softmax_cross_entropy(x, [0, 1, 2], reduction="sum"))(logits)
-    np.testing.assert_array_equal(jax.grad(metric, has_aux=True)(logits)[0], plain)
+    (_, aux), gradient = jax.value_and_grad(total, has_aux=True)(logits, 0.3, 0.5)
+    plain = jax.grad(total, has_aux=True)(logits, 0.0, 0.0)[0]
+    e = np.exp(logits.astype(np.float64))
+    log_z, p = np.log(e.sum(-1)), e / e.sum(-1, keepdims=True)
+    assert_close(gradient - plain, where[:, None] * 0.6 * log_z[:, None] * p, factor=10)
+    assert_close(aux.log_z, where * log_z)
+    assert_close(aux.nll, where * oracle.softmax_rows(logits, labels)[0])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
@@ -517,3 +544,72 @@ def test_what_a_long_row_holds_is_not_hidden_by_its_windows(rng):
     loss = jax.jit(jxent.softmax_cross_entropy)(logits, labels, where=where)
     expected_row, _ = oracle.softmax_rows(logits[5], 300)
     np.testing.assert_allclose(loss, [0, *[np.nan] * 4, expected_row], rtol=1e-6)
+
+
+LOWEST = np.finfo(np.float32).min
+# Classes masked by the lowest number there is: the sum of two of them is −inf, and their mean is not.
+MASKED_BY_LOWEST = np.array([[2, 1, LOWEST, LOWEST, 0]], np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kind", ["ids", "distributions"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("loss", [jxent.softmax_cross_entropy, jxent.poly1_cross_entropy])
+def test_a_traced_smoothing_is_the_static_one_where_a_sum_would_overflow(loss, smoothing, kind, dtype):
+    # In bfloat16 the lowest float32 is −inf: such classes are none.
+    x = jnp.maximum(jnp.asarray(MASKED_BY_LOWEST, dtype), jnp.finfo(dtype).min)
+    labels = np.array([0]) if kind == "ids" else np.array([[1, 0, 0, 0, 0]], np.float32)
+
+    def total(x, smoothing):
+        return loss(x, labels, label_smoothing=smoothing, reduction="sum")
+
+    static = jax.value_and_grad(total)(x, smoothing)
+    traced = jax.jit(jax.value_and_grad(total))(x, jnp.float32(smoothing))
+    np.testing.assert_allclose(traced[0], static[0], rtol=1e-6)
+    np.testing.assert_allclose(*(np.asarray(g, np.float64) for g in (traced[1], static[1])), rtol=1e-6)
+    x = np.asarray(x, np.float64)
+    nll = -(x - np.log(np.exp(x).sum()))
+    p = np.exp(-nll)
+    q = (1 - smoothing) * np.eye(1, 5) + smoothing / 5
+    wanted = (q * nll).sum() + (2 * (q * (1 - p)).sum() if loss is jxent.poly1_cross_entropy else 0)
+    np.testing.assert_allclose(static[0], wanted, rtol=1e-5)
+
+
+def test_a_traced_z_loss_of_0_silences_what_overflows():
+    x = np.array([[1e30, 0]], np.float32)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x, z: jxent.softmax_cross_entropy(x, [0], z_loss=z).sum()))(
+        x, 0.0
+    )
+    assert float(value) == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+SILENCED_BY = {
+    "class weight": {"class_weight": np.array([1.0, 0, 3])},
+    "smoothing": {"label_smoothing": 1.0},
+    "sample weight": {"sample_weight": np.array([0.0])},
+}
+
+
+@pytest.mark.parametrize("kind", ["ids", "distributions"])
+@pytest.mark.parametrize("options", SILENCED_BY.values(), ids=SILENCED_BY)
+def test_a_coefficient_of_0_silences_an_infinite_loss_in_every_gradient(options, kind):
+    """The label is on a class that does not exist. A traced coefficient does what a constant does."""
+    x = np.array([[1, -np.inf, 2]], np.float32)
+    labels = np.array([1]) if kind == "ids" else np.array([[0, 1, 0]], np.float32)
+    defaults = {"class_weight": np.ones(3), "label_smoothing": 0.0, "sample_weight": np.ones(1)}
+    options = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), defaults | options)
+    log_p = x[0, [0, 2]].astype(np.float64) - np.log(np.e + np.e**2)
+    wanted = -log_p.mean() if float(options["label_smoothing"]) else 0.0
+
+    def total(x, labels, options):
+        return jxent.softmax_cross_entropy(x, labels, reduction="sum", **options)
+
+    inputs = (0, 2) if kind == "ids" else (0, 1, 2)
+    value, gradients = jax.jit(jax.value_and_grad(total, inputs))(x, labels, options)
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    # The infinity itself is the true slope by what silences it, and by nothing else.
+    infinite = [path for path, g in jax.tree_util.tree_leaves_with_path(gradients) if not np.all(np.isfinite(g))]
+    silencer = next(name for name, a in defaults.items() if not np.array_equal(options[name], a))
+    assert all(silencer in jax.tree_util.keystr(path) for path in infinite)
+    assert not any(np.any(np.isnan(g)) for g in jax.tree.leaves(gradients))

@@ -22,7 +22,7 @@ from jxent._core.shards import VocabAxis, varying_axes
 REDUCTIONS = ("none", "sum", "mean", "partial")
 _INT32 = np.iinfo(np.int32)
 # How far a floating binary label may be outside [0, 1]: rounding, not another meaning.
-LABEL_ROUNDING = 1e-3
+ROUNDING = 1e-3
 _LABELS_BESIDE = {"logits": "labels", "probs": "labels", "log_probs": "labels", "input": "target"}
 _PRECISIONS = (
     "None, 'default', 'high', 'highest', a jax.lax.Precision, a pair of these, or an algorithm of jax.lax.DotAlgorithm "

@@ -12,8 +12,18 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from jxent._core.binary_targets import BinaryTargets
 from jxent._core.platform import cpu_whole, remade
-from jxent._core.sigmoid_terms import masked_elements, product, sigmoid, softplus
+from jxent._core.sigmoid_terms import (
+    Coefficient,
+    harmless,
+    label_term,
+    scaled,
+    sigmoid,
+    smoothed,
+    softplus,
+)
+from jxent._core.silence import silenced
 
 
 def modulated(loss: Array, miss: Array, gamma: Array) -> Array:
@@ -26,20 +36,33 @@ def modulated(loss: Array, miss: Array, gamma: Array) -> Array:
 # Else XLA:GPU writes out what value and gradient have in common, in up to three float32 arrays.
 @remade("cpu", "cuda", "rocm")
 @jax.jit
-def sigmoid_focal_terms(
-    logits: Array, labels: Array, alpha: Array | None, gamma: Array | None, where: Array | None
-) -> Array:
-    """α_y · s^γ · (y·softplus(−x) + (1−y)·softplus(x)) with s = (1−y)·σ(x) + y·σ(−x) and α_y = α·y + (1−α)·(1−y).
+def sigmoid_focal_terms(logits: Array, targets: BinaryTargets, alpha: Array | None, gamma: Array | None) -> Array:
+    """s·α_y · miss^γ · (y·softplus(−x) + (1−y)·softplus(x)) for each element, with the sample weight s,
+    miss = (1−y)·σ(x) + y·σ(−x) and α_y = α·y + (1−α)·(1−y).
 
-    The arguments are those of `sigmoid_terms`, `alpha` (None for none) being shaped as its `pos_weight`.
+    `alpha` (None for none) is shaped as `targets.pos_weight`; that, class weights and smoothing are not looked at.
     """
-    x, y, alpha = masked_elements(logits, labels, alpha, where)
-    loss = product(y, softplus(-x)) + product(1 - y, softplus(x))
+    x, t = harmless(logits, targets)
+    y, alpha = t.labels, t.masked(alpha, 1)
+    miss = (1 - y) * sigmoid(x) + y * sigmoid(-x)
+    factors = (
+        t.sample_weight,
+        None if alpha is None else _balance(y, alpha)[0],
+        None if gamma is None else _power(miss, gamma),
+    )
+    loss = label_term(smoothed, y, None, silenced(softplus(-x), *factors))
+    loss = loss + label_term(smoothed, 1 - y, None, silenced(softplus(x), *factors))
     if gamma is not None:
-        loss = modulated(loss, (1 - y) * sigmoid(x) + y * sigmoid(-x), gamma)
+        loss = modulated(loss, miss, gamma)
     if alpha is not None:
-        loss = product(alpha * y + (1 - alpha) * (1 - y), loss)
-    return cpu_whole(loss if where is None else jnp.where(where, loss, 0))
+        loss = label_term(_balance, y, alpha, loss)
+    return cpu_whole(targets.counted(scaled(loss, t.sample_weight)))
+
+
+def _balance(y: Array, alpha: Array | None) -> Coefficient:
+    """α·y + (1−α)·(1−y), and its derivatives by y and α."""
+    assert alpha is not None
+    return alpha * y + (1 - alpha) * (1 - y), 2 * alpha - 1, 2 * y - 1
 
 
 @jax.custom_jvp

@@ -57,39 +57,56 @@ def _selected(x: Array) -> Array:
     return lax.optimization_barrier(jnp.where(x == 0, 0, x))
 
 
-def remade(*platforms: str) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
-    """Decorates an elementwise function of arrays and Nones: reverse mode keeps its arguments, as under `jax.checkpoint`.
+def remade(
+    *platforms: str, value: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a function of pytrees of arrays: reverse mode keeps its arguments, as under `jax.checkpoint`.
 
     On `platforms` the derivatives are made apart from the value; elsewhere XLA may share what they have in common. The
     barriers of `jax.checkpoint` hold the cotangent too, which makes an array of the one number that it is where a mean is
-    differentiated.
+    differentiated. `value` is another way to make the same value, which need not be differentiable.
     """
 
-    def decorated(f: Callable[..., Array]) -> Callable[..., Array]:
-        value = jax.custom_jvp(f)
+    def decorated(f: Callable[..., Any]) -> Callable[..., Any]:
+        primal = jax.custom_jvp(f if value is None else value)
 
-        def jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-            moving = [i for i, t in enumerate(tangents) if not (t is None or isinstance(t, SymbolicZero))]
+        def jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+            leaves, structure = jax.tree.flatten(primals)
+            d_leaves = jax.tree.leaves(tangents)
+            moving = tuple(i for i, d in enumerate(d_leaves) if not isinstance(d, SymbolicZero))
+            d_moving = [d_leaves[i] for i in moving]
+            return primal(*primals), _tangent_of(f, platforms, structure, moving, leaves, d_moving)
 
-            def tangent(primals: Any, d_moving: Any) -> Array:
-                arguments = list(_barrier(platforms, primals))
-
-                def of_moving(*values: Array) -> Array:
-                    for i, argument in zip(moving, values, strict=True):
-                        arguments[i] = argument
-                    return f(*arguments)
-
-                return jax.jvp(of_moving, tuple(arguments[i] for i in moving), d_moving)[1]
-
-            d_moving = tuple(tangents[i] for i in moving)
-            return value(*primals), jax.checkpoint(tangent, prevent_cse=False)(primals, d_moving)
-
-        value.defjvp(jvp, symbolic_zeros=True)
+        primal.defjvp(jvp, symbolic_zeros=True)
 
         @wraps(f)
-        def aligned_value(*arguments: Array | None) -> Array:
-            return value(*aligned(arguments))
+        def aligned_value(*arguments: Any) -> Any:
+            return primal(*aligned(arguments))
 
         return aligned_value
 
     return decorated
+
+
+# Of the module, with all that it depends on as an argument: of a function made anew in each call, jax would know none of
+# what it compiled before.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _tangent_of(
+    f: Callable[..., Any],
+    platforms: tuple[str, ...],
+    structure: Any,
+    moving: tuple[int, ...],
+    leaves: list[Array],
+    d_moving: list[Array],
+) -> Any:
+    """The tangent of `f`, of whose arguments' `leaves` those at `moving` have the tangents `d_moving`."""
+    constant = _barrier(platforms, leaves)
+
+    def of_moving(*values: Array) -> Any:
+        arguments = list(constant)
+        for i, value in zip(moving, values, strict=True):
+            arguments[i] = value
+        return f(*jax.tree.unflatten(structure, arguments))
+
+    return jax.jvp(of_moving, tuple(constant[i] for i in moving), tuple(d_moving))[1]

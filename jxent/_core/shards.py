@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 VocabAxis = tuple[Any, ...] | None
 
@@ -54,6 +55,43 @@ def summed(arrays: Any, vocab_axis_name: VocabAxis) -> Any:
 def highest(x: Array, vocab_axis_name: VocabAxis) -> Array:
     """The maximum over all devices, which need not be NaN where one of them has a NaN."""
     return x if vocab_axis_name is None else lax.pmax(x, vocab_axis_name)
+
+
+def class_ids(shape: tuple[int, ...], axis: int) -> Array:
+    return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def along(per_class: Array, ndim: int, axis: int) -> Array:
+    """`[V]` → `[1, …, V, …, 1]` with V at `axis`."""
+    return lax.expand_dims(per_class, [i for i in range(ndim) if i != axis])
+
+
+def is_split(x: Array, axis: int) -> bool:
+    """Whether Explicit mesh axes split `axis`; of Auto ones no trace-time question tells."""
+    spec = jax.typeof(x).sharding.spec
+    return axis < len(spec) and spec[axis] is not None
+
+
+def resharded(x: Any, like: Array, entries: tuple[Any, ...]) -> Any:
+    """An array or None, which a mesh with Explicit axes is to split by these entries of a PartitionSpec, as it splits
+    `like`.
+    """
+    mesh = jax.typeof(like).sharding.mesh
+    if x is None or mesh.empty or not mesh.explicit_axes:
+        return x
+    wanted = NamedSharding(mesh, PartitionSpec(*entries))
+    return x if jax.typeof(x).sharding == wanted else reshard(x, wanted)
+
+
+def entry_at(x: Array, y: Array, axis: int) -> Array:
+    """`x` at the ids `y` of the row shape; anything where the id is negative.
+
+    A mesh with Explicit axes refuses to gather along a split class axis, so there the entry is selected instead.
+    """
+    y = jnp.expand_dims(y, axis)
+    if is_split(x, axis):
+        return jnp.sum(jnp.where(class_ids(x.shape, axis) == y, x, 0), axis, dtype=x.dtype)
+    return jnp.take_along_axis(x, jnp.maximum(y, 0), axis, mode="promise_in_bounds").squeeze(axis)
 
 
 def zeros_of(structs: Any) -> Any:

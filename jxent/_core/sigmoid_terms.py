@@ -3,6 +3,8 @@
 softplus(x) = log(1 + exp(x)) = max(x, 0) + log1p(exp(−|x|)),   softplus' = σ,   σ'(x) = σ(x)·σ(−x)
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,50 +12,44 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from jxent._core.binary_targets import BinaryTargets
 from jxent._core.dtypes import compute_dtype
 from jxent._core.platform import cpu_whole, remade
+from jxent._core.silence import silenced
 
 
 @remade("cpu")
 @jax.jit
-def sigmoid_terms(
-    logits: Array, labels: Array, pos_weight: Array | None, smoothing: Array | None, where: Array | None
-) -> Array:
-    """`pos_weight·y·softplus(−x) + (1−y)·softplus(x)` for each element, in the compute dtype of `logits`.
+def sigmoid_terms(logits: Array, targets: BinaryTargets) -> Array:
+    """`s·w·(pos_weight·y·softplus(−x) + (1−y)·softplus(x))` for each element, in the compute dtype of `logits`.
 
     Reverse mode keeps the arguments and remakes the rest.
 
     Args:
         logits: floating, any shape.
-        labels: bool, integer or floating, the shape of `logits`. An integer other than 0 and 1 gives NaN.
-        pos_weight: in the compute dtype, broadcastable to `logits` at equal rank; or None for 1.
-        smoothing: a scalar ε: y ← (1−ε)·y + ε/2; or None.
-        where: bool, the shape of `logits`; elements that are False are 0 in value and gradient.
+        targets: y, smoothed, and the weights; s is the sample weight, w the class weight. Masked elements are 0 in value
+            and gradient.
     """
-    x, y, pos_weight = masked_elements(logits, labels, pos_weight, where)
-    y = smoothed(y, smoothing)
-    positive = y if pos_weight is None else pos_weight * y
-    loss = product(positive, softplus(-x)) + product(1 - y, softplus(x))
-    return cpu_whole(loss if where is None else jnp.where(where, loss, 0))
+    x, t = harmless(logits, targets)
+    weights = t.class_weight, t.sample_weight
+    positive = silenced(softplus(-x), t.pos_weight, *weights)
+    negative = silenced(softplus(x), *weights)
+    loss = scaled(label_term(smoothed, t.labels, t.smoothing, positive), t.pos_weight)
+    loss = loss + label_term(smoothed, 1 - t.labels, t.smoothing, negative)
+    return cpu_whole(targets.counted(scaled(loss, *weights)))
 
 
-def masked_elements(
-    scores: Array, labels: Array, pos_weight: Array | None, where: Array | None, fill: float = 0
-) -> tuple[Array, Array, Array | None]:
-    """All in the compute dtype, and harmless where masked, so that nothing there meets a product."""
-    dtype = compute_dtype(scores.dtype)
-    x, y = scores.astype(dtype), labels.astype(dtype)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        y = jnp.where((labels == 0) | (labels == 1), y, jnp.nan)
-    if where is None:
-        return x, y, pos_weight
-    if pos_weight is not None:
-        pos_weight = jnp.where(where, pos_weight, 1)
-    return jnp.where(where, x, fill), jnp.where(where, y, 0), pos_weight
+def harmless(scores: Array, targets: BinaryTargets, fill: float = 0) -> tuple[Array, BinaryTargets]:
+    """All in the compute dtype, with `fill` for masked scores, so that nothing there meets a product."""
+    x = scores.astype(compute_dtype(scores.dtype))
+    return (x if targets.where is None else jnp.where(targets.where, x, fill)), targets.harmless(x.dtype)
 
 
-def smoothed(y: Array, smoothing: Array | None) -> Array:
-    return y if smoothing is None else (1 - smoothing) * y + smoothing / 2
+def scaled(term: Array, *weights: Array | None) -> Array:
+    """`term` times the weights; a None is 1."""
+    for weight in weights:
+        term = term if weight is None else weight * term
+    return term
 
 
 @jax.custom_jvp
@@ -83,21 +79,40 @@ def _sigmoid_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 sigmoid.defjvp(_sigmoid_jvp)
 
 
-@jax.custom_jvp
-def product(coefficient: Array, term: Array) -> Array:
-    """Coefficient · term, with 0 · inf = 0."""
-    return coefficient * jnp.where(coefficient == 0, 0, term)
+Coefficient = tuple[Array, Array | float, Array | float]
 
 
-# The derivative by the coefficient is the term, infinite or not; the other one meets no infinity, softplus' being σ.
-def _product_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (coefficient, term), (d_coefficient, d_term) = primals, tangents
+def smoothed(y: Array, smoothing: Array | None) -> Coefficient:
+    """(1−ε)·y + ε/2, and its derivatives by y and ε."""
+    if smoothing is None:
+        return y, 1.0, 0.0
+    return (1 - smoothing) * y + smoothing / 2, 1 - smoothing, 0.5 - y
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def label_term(
+    coefficient: Callable[[Array, Array | None], Coefficient], y: Array, factor: Array | None, term: Array
+) -> Array:
+    """coefficient(y, factor) · term, with 0 · inf = 0."""
+    c, _, _ = coefficient(y, factor)
+    return c * silenced(term, c)
+
+
+# By y the derivative is that of the coefficient times the term, infinite or not. It meets no other infinity, softplus'
+# being σ.
+def _label_term_jvp(
+    coefficient: Callable[[Array, Array | None], Coefficient], primals: Any, tangents: Any
+) -> tuple[Array, Array]:
+    (y, factor, term), (d_y, d_factor, d_term) = primals, tangents
+    c, by_y, by_factor = coefficient(y, factor)
     tangent = jnp.zeros_like(term)
-    if not isinstance(d_coefficient, SymbolicZero):
-        tangent = tangent + d_coefficient * term
+    if not isinstance(d_y, SymbolicZero):
+        tangent = tangent + by_y * silenced(term, by_y) * d_y
+    if not (d_factor is None or isinstance(d_factor, SymbolicZero)):
+        tangent = tangent + by_factor * silenced(term, by_factor, factor) * d_factor
     if not isinstance(d_term, SymbolicZero):
-        tangent = tangent + coefficient * d_term
-    return product(coefficient, term), tangent
+        tangent = tangent + c * d_term
+    return label_term(coefficient, y, factor, term), tangent
 
 
-product.defjvp(_product_jvp, symbolic_zeros=True)
+label_term.defjvp(_label_term_jvp, symbolic_zeros=True)

@@ -8,7 +8,9 @@ from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
-from jxent._core.shards import VocabAxis, num_classes_of_all, own_ids
+from jxent._core.shards import VocabAxis, num_classes_of_all, own_ids, resharded
+
+_NO_CLASS = -(2**31)
 
 
 class Targets(NamedTuple):
@@ -23,6 +25,7 @@ class Targets(NamedTuple):
         where: bool of the row shape, `ignore_index` worked in; or None for all.
         axis: the class axis.
         vocab_axis_name: the axes of a `shard_map` that split the classes, or None.
+        no_class: an int32 that no label equals, nor `ignore_index`: the prediction for rows that have none.
     """
 
     labels: Array
@@ -33,32 +36,46 @@ class Targets(NamedTuple):
     where: Array | None
     axis: int
     vocab_axis_name: VocabAxis = None
+    no_class: int = _NO_CLASS
 
     @property
     def are_ids(self) -> bool:
         return is_ids(self.labels)
 
-    def row_loss(self, label_loss: Array, spread_loss: Array | None, live_classes: Array | None) -> Array:
-        """−Σ_c w_c q_c log p_c of each row: the label's loss (unweighted for ids) and, smoothed, the spread's mixed."""
-        if self.label_weight is not None:
-            label_loss = _scaled(self.label_weight, label_loss)
-        return self.smoothed(label_loss, spread_loss, live_classes)
 
-    def smoothed(self, of_label: Array, of_spread: Array | None, live_classes: Array | None) -> Array:
-        """What is linear in the target, from that of the label and that of 1 in every live class."""
-        if self.smoothing is None:
-            return of_label
-        assert of_spread is not None
-        assert live_classes is not None
-        share = self.smoothing / jnp.maximum(live_classes, 1)
-        return _scaled(1 - self.smoothing, of_label) + share * of_spread
+class TargetOptions(NamedTuple):
+    """What is known of targets when a program is traced.
 
-    def row_weight(self, mass: Array | None) -> Array | None:
-        """What each row counts in a mean, sample_weight apart: w_y for ids, Σ_c w_c q_c (its `mass`) else; None is 1."""
-        return self.label_weight if self.are_ids else mass
+    Attributes:
+        axis: the class axis.
+        ignored: the `ignore_index`, or None.
+        vocab_axis_name: as in `Targets`.
+    """
+
+    axis: int
+    ignored: int | None
+    vocab_axis_name: VocabAxis
 
 
-def make_targets(
+class Given(NamedTuple):
+    """The checked arguments that targets are made of: in the compute dtype, but for the labels; a None is not given.
+
+    Attributes:
+        labels: integer ids of the row shape, or a distribution, as they came.
+        class_weight: `[V]`.
+        sample_weight: of the row shape.
+        where: bool of the row shape.
+        smoothing: a scalar.
+    """
+
+    labels: Array
+    class_weight: Array | None
+    sample_weight: Array | None
+    where: Array | None
+    smoothing: Array | None
+
+
+def check_targets(
     fn: str,
     scores_name: str,
     scores: Any,
@@ -71,27 +88,48 @@ def make_targets(
     label_smoothing: Any,
     axis: int,
     vocab_axis_name: VocabAxis = None,
-) -> Targets:
-    """Checks everything a multiclass loss takes beside its scores, and brings it into one form."""
+) -> tuple[TargetOptions, Given]:
+    """Checks everything a multiclass loss takes beside its scores."""
     dtype = compute_dtype(scores.dtype)
     rows = arguments.row_shape(scores, axis)
-    num_classes = scores.shape[axis]
     ignored = arguments.as_ignore_index(fn, ignore_index)
     labels, ignored = arguments.as_class_labels(fn, scores_name, scores, axis, labels, ignored)
-    class_weight = arguments.as_per_class(fn, "class_weight", class_weight, num_classes, dtype)
+    class_weight = arguments.as_per_class(fn, "class_weight", class_weight, scores.shape[axis], dtype)
     sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, rows, dtype)
     where = arguments.as_row_mask(fn, where, rows)
     smoothing = arguments.as_hyper_parameter(fn, "label_smoothing", label_smoothing, dtype, 0, 1)
 
     of_rows = {"labels": labels} if is_ids(labels) else {}
     arguments.check_same_over(fn, vocab_axis_name, **of_rows, where=where, sample_weight=sample_weight)
+    if ignored is not None and not is_ids(labels):
+        raise ValueError(
+            f"{fn}: ignore_index goes with class ids, but labels is a distribution ({labels.dtype.name}"
+            f"{list(labels.shape)}); mask rows with where instead"
+        )
+    given = Given(labels, class_weight, sample_weight, where, smoothing)
+    return TargetOptions(axis, ignored, vocab_axis_name), given
 
+
+def split_like(scores: Array, axis: int, given: Given) -> Given:
+    """On a mesh with Explicit axes, all that belongs to the rows and classes of `scores` split as these are."""
+    spec = jax.typeof(scores).sharding.spec
+    entries = (*spec, *[None] * (scores.ndim - len(spec)))
+    rows = entries[:axis] + entries[axis + 1 :]
+    labels, class_weight, sample_weight, where, smoothing = given
+    return Given(
+        resharded(labels, scores, rows if is_ids(labels) else entries),
+        resharded(class_weight, scores, entries[axis : axis + 1]),
+        resharded(sample_weight, scores, rows),
+        resharded(where, scores, rows),
+        smoothing,
+    )
+
+
+def make_targets(options: TargetOptions, num_classes: Any, given: Given) -> Targets:
+    """Brings it all into one form. `num_classes` are those of a device."""
+    axis, ignored, vocab_axis_name = options
+    labels, class_weight, sample_weight, where, smoothing = given
     if not is_ids(labels):
-        if ignored is not None:
-            raise ValueError(
-                f"{fn}: ignore_index goes with class ids, but labels is a distribution ({labels.dtype.name}"
-                f"{list(labels.shape)}); mask rows with where instead"
-            )
         return Targets(labels, class_weight, None, smoothing, sample_weight, where, axis, vocab_axis_name)
     counted = counted_ids(labels, ignored)
     if counted is not None:
@@ -104,53 +142,8 @@ def make_targets(
         label_weight = jnp.where(ids < 0, 1, _at_ids(class_weight, ids, vocab_axis_name))
         if where is not None:
             label_weight = jnp.where(where, label_weight, 0)
-    return Targets(ids, class_weight, label_weight, smoothing, sample_weight, where, axis, vocab_axis_name)
-
-
-class BinaryTargets(NamedTuple):
-    """What every element of a binary loss is compared with. Weights are in the compute dtype, at the scores' rank.
-
-    Attributes:
-        labels: bool, integer or floating, of the scores' shape, as they came.
-        pos_weight: broadcastable to the scores, or None.
-        class_weight: of the scores' shape and harmless where masked, or None.
-        smoothing: a scalar, or None for none.
-        sample_weight: of the scores' shape, or None.
-        where: bool, of the scores' shape; or None for all.
-    """
-
-    labels: Array
-    pos_weight: Array | None
-    class_weight: Array | None
-    smoothing: Array | None
-    sample_weight: Array | None
-    where: Array | None
-
-
-def make_binary_targets(
-    fn: str,
-    scores_name: str,
-    scores: Array,
-    labels: Any,
-    *,
-    pos_weight: Any,
-    class_weight: Any,
-    sample_weight: Any,
-    where: Any,
-    label_smoothing: Any,
-) -> BinaryTargets:
-    """Checks everything a binary loss takes beside its scores, and brings it into one form."""
-    dtype = compute_dtype(scores.dtype)
-    labels = arguments.as_binary_labels(fn, scores_name, scores, labels)
-    pos_weight = arguments.as_per_column(fn, "pos_weight", pos_weight, scores, dtype, scalar=True)
-    class_weight = arguments.as_per_column(fn, "class_weight", class_weight, scores, dtype, scalar=False)
-    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, scores.shape, dtype)
-    where = arguments.as_row_mask(fn, where, scores.shape)
-    smoothing = arguments.as_hyper_parameter(fn, "label_smoothing", label_smoothing, dtype, 0, 1)
-    if class_weight is not None:
-        class_weight = jnp.broadcast_to(class_weight, scores.shape)
-        class_weight = class_weight if where is None else jnp.where(where, class_weight, 0)
-    return BinaryTargets(labels, pos_weight, class_weight, smoothing, sample_weight, where)
+    no_class = _NO_CLASS + (ignored == _NO_CLASS)
+    return Targets(ids, class_weight, label_weight, smoothing, sample_weight, where, axis, vocab_axis_name, no_class)
 
 
 def is_ids(labels: Array) -> bool:
@@ -165,11 +158,10 @@ def counted_ids(labels: Array, ignored: int | None) -> Array | None:
     return labels != jnp.array(ignored, labels.dtype)
 
 
-def checked_ids(labels: Array, num_classes: int) -> Array:
-    """int32 ids, −1 where out of [0, num_classes): compared in their own dtype, so that none wraps into the range."""
-    bad = labels < 0
-    if _holds(labels.dtype, num_classes):
-        bad = bad | (labels >= jnp.array(num_classes, labels.dtype))
+def checked_ids(labels: Array, num_classes: Any) -> Array:
+    """int32 ids, −1 where out of [0, num_classes): compared before the cast, so that none wraps into the range."""
+    wide = labels if jnp.iinfo(labels.dtype).bits >= 32 else labels.astype(jnp.int32)
+    bad = (wide < 0) | (wide >= jnp.asarray(num_classes, wide.dtype))
     return jnp.where(bad, -1, labels.astype(jnp.int32))
 
 
@@ -186,9 +178,3 @@ def _at_ids(class_weight: Array, ids: Array, vocab_axis_name: VocabAxis) -> Arra
     is_split = any(axes is not None for axes in (*sharding.spec, *jax.typeof(class_weight).sharding.spec))
     entries = class_weight.at[jnp.maximum(ids, 0)]
     return entries.get(mode="promise_in_bounds", out_sharding=sharding if is_split else None)
-
-
-def _scaled(weight: Array, loss: Array) -> Array:
-    """Weight · loss, where a weight of 0 also silences an infinite loss: −Σ w_c q_c log p_c has no such term then."""
-    silenced = (weight == 0) & (loss == jnp.inf)
-    return weight * jnp.where(silenced, 0, loss)

@@ -1,7 +1,7 @@
 """Rows of hidden states and a kernel → their losses, without ever holding the logits of more rows than one chunk's.
 
 With W the kernel, b the bias and `a = softcap(hidden·W + b)` the logits of a chunk, the loss of its rows is that of
-`row_losses`, and for cotangents g of the loss and k of log_z, one of each a row,
+`row_loss`, and for cotangents g of the loss and k of log_z, one of each a row,
 
     G = ∂(g·loss + k·log_z)/∂(hidden·W)        d_hidden = G·Wᵀ        d_W = Σ_chunks hiddenᵀ·G
 
@@ -23,8 +23,9 @@ from jax.custom_derivatives import SymbolicZero
 from jxent._core.dtypes import compute_dtype
 from jxent._core.linear.chunks import ChunkPlan, chunk_rows_allowed, map_chunks, padding, plan_chunks
 from jxent._core.linear.meshes import Placement, added_up, gathered, num_sharing, on_devices, placed
+from jxent._core.rows.losses import evaluate, row_log_z, row_loss, row_nll, row_predicted
 from jxent._core.shards import VocabAxis, aligned, varying_axes
-from jxent._core.softmax_rows import label_nll, predicted_ids, row_losses
+from jxent._core.silence import silenced
 from jxent._core.targets import Targets, is_ids
 
 
@@ -57,6 +58,7 @@ class Config(NamedTuple):
         precision: of the matmuls, as `jax.lax.dot_general` takes it.
         vocab_axis_name: the axes of a `shard_map` that split V, or None.
         with_aux: whether a `LinearAux` is asked for; else it is None.
+        no_class: as in `Targets`.
         placement: how Explicit axes of a mesh split the arrays, or None for no such axes.
     """
 
@@ -65,6 +67,7 @@ class Config(NamedTuple):
     precision: Any
     vocab_axis_name: VocabAxis
     with_aux: bool
+    no_class: int
     placement: Placement | None = None
 
     def within(self) -> "Config":
@@ -158,13 +161,14 @@ def linear_total(config: Config, rows: PerRow, shared: Shared, coefficient: Arra
     That of the aux is not: `_differentiable_log_z` is for this.
     """
     loss, aux = _evaluate(config, rows, shared)
-    return jnp.sum(coefficient * loss), aux
+    return jnp.sum(coefficient * silenced(loss, coefficient)), aux
 
 
 def _linear_total_fwd(config: Config, rows: PerRow, shared: Shared, coefficient: Any) -> tuple[Any, Any]:
     (wanted, rows, shared), of_coefficient = _with_wanted(rows, shared), _wanted(coefficient)
     (loss, aux), gradients = _differentiate(config, rows, shared, Cotangents(coefficient.value, None), wanted)
-    return (jnp.sum(coefficient.value * loss), aux), (wanted, of_coefficient, loss, gradients)
+    total = jnp.sum(coefficient.value * silenced(loss, coefficient.value))
+    return (total, aux), (wanted, of_coefficient, loss, gradients)
 
 
 def _linear_total_bwd(config: Config, residuals: Any, cotangents: Any) -> tuple[Any, Any, Any]:
@@ -369,7 +373,7 @@ def _chunk_rows_allowed(config: Config, rows: PerRow, shared: Shared) -> int:
 
 
 def _chunk_rows(config: Config, products: Array, rows: PerRow, shared: Shared) -> tuple[Array, Array, LinearAux | None]:
-    """From hidden·W on, differentiated by jax, `row_losses` by its own rule: the loss and log_z of each row, and the aux."""
+    """From hidden·W on, differentiated by jax, the rows by their own rule: the loss and log_z of each row, and the aux."""
     logits = products if shared.bias is None else products + shared.bias[None, :]
     if shared.logit_softcap is not None:
         logits = softcap(logits, shared.logit_softcap)
@@ -382,12 +386,14 @@ def _chunk_rows(config: Config, products: Array, rows: PerRow, shared: Shared) -
         where=rows.where,
         axis=1,
         vocab_axis_name=config.vocab_axis_name,
+        no_class=config.no_class,
     )
-    loss, state = row_losses(logits, targets, shared.z_loss)
+    state = evaluate(logits, targets, aux=config.with_aux)
+    loss = row_loss(state, targets, shared.z_loss)
+    log_z = row_log_z(state, targets)
     if not config.with_aux:
-        return loss, state.log_z, None
-    aux = LinearAux(state.log_z, predicted_ids(logits, state, targets), label_nll(logits, state, targets))
-    return loss, state.log_z, aux
+        return loss, log_z, None
+    return loss, log_z, LinearAux(log_z, row_predicted(state, targets), row_nll(state, targets))
 
 
 def softcap(logits: Array, cap: Array) -> Array:

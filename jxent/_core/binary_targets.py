@@ -1,0 +1,119 @@
+"""Labels → BinaryTargets: what every element of a binary loss is compared with, with the mask and the weights."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jxent._core import arguments
+from jxent._core.dtypes import compute_dtype
+from jxent._core.shards import resharded
+
+
+class BinaryTargets(NamedTuple):
+    """What every element of a binary loss is compared with. Weights are in the compute dtype, at the scores' rank.
+
+    Attributes:
+        labels: bool, integer or floating, of the scores' shape, as they came.
+        pos_weight: broadcastable to the scores, or None.
+        class_weight: broadcastable to the scores, or None.
+        smoothing: a scalar, or None for none.
+        sample_weight: of the scores' shape, or None.
+        where: bool, of the scores' shape; or None for all.
+        one: 1. An operand, lest XLA:CPU make arrays of constants for value and gradient to share.
+    """
+
+    labels: Array
+    pos_weight: Array | None
+    class_weight: Array | None
+    smoothing: Array | None
+    sample_weight: Array | None
+    where: Array | None
+    one: Array
+
+    def harmless(self, dtype: Any) -> "BinaryTargets":
+        """Labels in `dtype`, NaN where they are integers other than 0 and 1; nothing in masked elements hurts in a product."""
+        return self._replace(
+            labels=_numbers(self.masked(self.labels, 0), dtype),
+            pos_weight=self.masked(self.pos_weight, 1),
+            class_weight=self.masked(self.class_weight, 1),
+            sample_weight=self.masked(self.sample_weight, 1),
+        )
+
+    def masked(self, values: Any, fill: int) -> Any:
+        """`values`, with `fill` in masked elements; None stays None."""
+        if values is None or self.where is None:
+            return values
+        return jnp.where(self.where, values, jnp.array(fill, values.dtype))
+
+    def counted(self, loss: Array) -> Array:
+        """`loss`, NaN where a floating label is no probability, and 0 in masked elements."""
+        if jnp.issubdtype(self.labels.dtype, jnp.floating):
+            loss = loss * _unit(self.masked(self.labels, 0).astype(loss.dtype), self.one)
+        return self.masked(loss, 0)
+
+    def row_weight(self) -> Array | None:
+        """What each element counts in a mean; None is 1. `pos_weight` is no part of it."""
+        weights = [self.masked(w, 0) for w in (self.class_weight, self.sample_weight) if w is not None]
+        if not weights:
+            return None
+        weight = weights[0] if len(weights) == 1 else weights[0] * weights[1]
+        return jnp.broadcast_to(weight, self.labels.shape)
+
+
+def split_like(scores: Array, arguments: Any) -> Any:
+    """A pytree of scalars and of arrays at the rank of `scores`, which a mesh with Explicit axes splits as it splits those."""
+    spec = jax.typeof(scores).sharding.spec
+    entries = (*spec, *[None] * (scores.ndim - len(spec)))
+
+    def split(x: Array) -> Array:
+        if jnp.ndim(x) < scores.ndim:
+            return x
+        axes = zip(entries, x.shape, scores.shape, strict=True)
+        return resharded(x, scores, tuple(entry if size == whole else None for entry, size, whole in axes))
+
+    return jax.tree.map(split, arguments)
+
+
+def _numbers(labels: Array, dtype: Any) -> Array:
+    y = labels.astype(dtype)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        return y
+    return jnp.where((labels == 0) | (labels == 1), y, jnp.nan)
+
+
+def as_probabilities(p: Array, one: Array) -> Array:
+    """`p`, and NaN where it is outside [0, 1], in the derivative too."""
+    return p * _unit(p, one)
+
+
+def _unit(p: Array, one: Array) -> Array:
+    """1, and NaN where `p` is outside [0, 1]: by arithmetic, since XLA:CPU writes out what is selected."""
+    product = (p + arguments.ROUNDING * one) * ((1 + arguments.ROUNDING) * one - p)
+    return one + 0 * one * lax.stop_gradient(jnp.sqrt(product))
+
+
+def make_binary_targets(
+    fn: str,
+    scores_name: str,
+    scores: Array,
+    labels: Any,
+    *,
+    pos_weight: Any,
+    class_weight: Any,
+    sample_weight: Any,
+    where: Any,
+    label_smoothing: Any,
+) -> BinaryTargets:
+    """Checks everything a binary loss takes beside its scores, and brings it into one form."""
+    dtype = compute_dtype(scores.dtype)
+    return BinaryTargets(
+        labels=arguments.as_binary_labels(fn, scores_name, scores, labels),
+        pos_weight=arguments.as_per_column(fn, "pos_weight", pos_weight, scores, dtype, scalar=True),
+        class_weight=arguments.as_per_column(fn, "class_weight", class_weight, scores, dtype, scalar=False),
+        smoothing=arguments.as_hyper_parameter(fn, "label_smoothing", label_smoothing, dtype, 0, 1),
+        sample_weight=arguments.as_per_row(fn, "sample_weight", sample_weight, scores.shape, dtype),
+        where=arguments.as_row_mask(fn, where, scores.shape),
+        one=jnp.ones((), dtype),
+    )

@@ -1,0 +1,1 @@
+"""Rows of scores → what a loss needs to know of each row."""

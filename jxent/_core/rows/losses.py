@@ -1,0 +1,104 @@
+"""Rows and their targets → the loss of each row, before its sample weight, and what else is asked for."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jxent._core.rows import state
+from jxent._core.rows.rule import Config, Rows, softmax_rows
+from jxent._core.rows.state import SHARE, Wanted
+from jxent._core.silence import silenced
+from jxent._core.targets import Targets
+
+
+def evaluate(logits: Array, targets: Targets, *, miss: bool = False, aux: bool = False) -> Rows:
+    """The rows as far as the functions below need them: `miss` for `row_miss`, `aux` for `row_nll`, entropy and top class."""
+    config = Config(targets.axis, _wanted(targets, miss, aux), targets.vocab_axis_name)
+    ids, q = (targets.labels, None) if targets.are_ids else (None, targets.labels)
+    w = None if targets.are_ids and targets.smoothing is None else targets.class_weight
+    return softmax_rows(config, logits, ids, q, w, targets.where)
+
+
+def _wanted(targets: Targets, miss: bool, aux: bool) -> Wanted:
+    """Without class weights, the label is its own plain target and the spread counts the live classes."""
+    wanted: dict[str, tuple[str, ...]] = {}
+    is_weighted = targets.class_weight is not None
+    if not targets.are_ids:
+        plain = ("missed",) * miss + ("below", "dot") * (miss or aux)
+        wanted = {"label": ("below", "dot"), "plain": plain} if is_weighted else {"label": plain or ("below", "dot")}
+    if targets.smoothing is not None:
+        wanted |= {"spread": ("below", "dot")} | ({"live": ()} if is_weighted else {})
+    return Wanted(tuple((name, fields) for name, fields in wanted.items() if fields or name == "live"), top=aux)
+
+
+def row_loss(rows: Rows, targets: Targets, z_loss: Array | None = None) -> Array:
+    """−Σ_c w_c q_c log p_c, with q smoothed, and z_loss · log_z²."""
+    smoothing, label_weight, sample_weight = targets.smoothing, targets.label_weight, targets.sample_weight
+    rest: Any = None if smoothing is None else 1 - smoothing
+    loss = silenced(rows.nll if targets.are_ids else rows.targets["label"].loss, label_weight, rest, sample_weight)
+    if label_weight is not None:
+        loss = label_weight * loss
+    if smoothing is not None:
+        spread = rows.targets["spread"].loss / _live_share(rows)
+        loss = rest * loss + smoothing * silenced(spread, smoothing, sample_weight)
+    if z_loss is not None:
+        loss = loss + z_loss * silenced(jnp.square(row_log_z(rows, targets)), z_loss, sample_weight)
+    return loss
+
+
+def row_log_z(rows: Rows, targets: Targets) -> Array:
+    """Log Σ exp of the logits, 0 where masked."""
+    log_z = state.log_z(rows.row_max, rows.excess)
+    return log_z if targets.where is None else jnp.where(targets.where, log_z, 0)
+
+
+def row_miss(rows: Rows, targets: Targets) -> Array:
+    """Σ_c q_c (1 − p_c), with q smoothed."""
+    miss = _miss_of_id(rows.nll) if targets.are_ids else _plain(rows, targets).miss
+    if targets.smoothing is None:
+        return miss
+    return (1 - targets.smoothing) * miss + targets.smoothing * (1 - SHARE / _live_share(rows))
+
+
+def row_predicted(rows: Rows, targets: Targets) -> Array:
+    """The class with the highest logit, the lowest such id on ties; `targets.no_class` where masked, NaN or all dead."""
+    assert rows.top is not None
+    is_known = ~jnp.isnan(rows.excess) | (rows.row_max == jnp.inf)
+    is_known = is_known if targets.where is None else is_known & targets.where
+    return jnp.where(is_known, rows.top, targets.no_class)
+
+
+def row_nll(rows: Rows, targets: Targets) -> Array:
+    """−Σ_c q_c log p_c, without weights and smoothing. For metrics: not differentiated."""
+    return jax.lax.stop_gradient(rows.nll if targets.are_ids else _plain(rows, targets).loss)
+
+
+def row_mass(rows: Rows, targets: Targets) -> Array | None:
+    """What each row counts in a mean, its sample weight apart: w_y for ids, else Σ_c w_c q_c. None is 1."""
+    return targets.label_weight if targets.are_ids else rows.targets["label"].mass
+
+
+def _plain(rows: Rows, targets: Targets) -> Any:
+    return rows.targets["label" if targets.class_weight is None else "plain"]
+
+
+def _live_share(rows: Rows) -> Array:
+    """The number of live classes times `SHARE`, or one of them where the row is masked."""
+    live = rows.targets.get("live", rows.targets["spread"]).mass
+    return jnp.maximum(live, SHARE)
+
+
+@jax.custom_jvp
+def _miss_of_id(nll: Array) -> Array:
+    return -jnp.expm1(-nll)
+
+
+# jax's own rule is 1 + expm1(−nll), which is 0 from a loss of 17 on in float32.
+def _miss_of_id_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (nll,), (d_nll,) = primals, tangents
+    return _miss_of_id(nll), jnp.exp(-nll) * d_nll
+
+
+_miss_of_id.defjvp(_miss_of_id_jvp)

@@ -1,0 +1,198 @@
+"""The state of a row: the few numbers that one associative step reduces a row of logits to, in one pass.
+
+A row, or any part of one, is known by its maximum `m` and, with `d = x − m ≤ 0`, by
+
+    u = Σ exp(d) − 1, formed without the maximum's own 1        e = Σ exp(d)·d        i = the lowest id at the maximum
+    for each target t:    T = Σ t    D = Σ t·d    B = Σ t below the maximum    C = Σ t·(1 − exp(d))
+
+The accuracy of this library rests on `u` being formed, never subtracted: a confident row's Σ exp(d) = 1 + 4e-9 rounds to
+1, which loses the loss of exactly the rows that are learned best. Two parts make one by `merge`, and nothing in it
+cancels. The same step reduces the classes of a row and merges the parts that devices hold.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jxent._core.dtypes import compute_dtype
+from jxent._core.shards import VocabAxis, along, entry_at, summed
+
+# The share of each live class in `spread` and `live`, so that a sum of V times `finfo.min` does not overflow on the way
+# to its mean.
+SHARE = 2.0**-24
+
+
+class TargetState(NamedTuple):
+    """C, B, D and T of a target; None for what is not wanted."""
+
+    missed: Any = None
+    below: Any = None
+    dot: Any = None
+    mass: Any = None
+
+
+# The order of the fields is that of the operands of the reduction. With the targets behind m and u, the compiler for TPU
+# v5e (libtpu 0.0.44) cuts bfloat16 rows of some vocabularies into slivers, at 60 times the cycles.
+class RowState(NamedTuple):
+    """The targets by name, u, e, m and i; None for what is not wanted."""
+
+    targets: dict[str, TargetState]
+    excess: Any
+    dot: Any
+    row_max: Any
+    top: Any
+
+
+class Wanted(NamedTuple):
+    """What to make of a row: each target with the fields it is to have beside its mass, and whether i and e."""
+
+    targets: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    top: bool = False
+    dot: bool = False
+
+
+def dense_targets(wanted: Wanted, x: Array, q: Array | None, w: Array | None) -> dict[str, Array]:
+    """The wanted targets, of the shape of `x`: label t = w·q, plain t = q, spread t = w and live t = 1, the last two over
+    the live classes (those above −inf). `w` broadcasts against `x`; None is 1.
+    """
+    is_live, one = x > -jnp.inf, jnp.full_like(x, SHARE)
+    targets = {"live": jnp.where(is_live, one, 0), "spread": jnp.where(is_live, one if w is None else one * w, 0)}
+    if q is not None:
+        targets |= {"plain": q, "label": q if w is None else q * w}
+    return {name: targets[name] for name, _ in wanted.targets}
+
+
+def row_state(
+    wanted: Wanted, axis: int, logits: Array, ids: Array | None, q: Array | None, w: Array | None
+) -> tuple[RowState, Array | None]:
+    """The state of each row, and the logit at its id (anything where that is negative): one reduction over the classes.
+
+    Everything is computed and returned in `compute_dtype(logits.dtype)`; `q` has the shape of `logits`, `w` is `[V]`.
+    """
+    x, zero = logits.astype(compute_dtype(logits.dtype)), jnp.zeros(logits.shape, compute_dtype(logits.dtype))
+    q, w = None if q is None else q.astype(x.dtype), None if w is None else along(w, x.ndim, axis)
+    targets = dense_targets(wanted, x, q, w)
+    classes = RowState(
+        targets={
+            name: TargetState(**dict.fromkeys(fields, zero), mass=targets[name]) for name, fields in wanted.targets
+        },
+        excess=zero,
+        dot=zero if wanted.dot else None,
+        row_max=x,
+        top=lax.broadcasted_iota(jnp.int32, x.shape, axis) if wanted.top else None,
+    )
+    nothing = jax.tree.map(lambda field: jnp.zeros((), field.dtype), classes)
+    nothing = nothing._replace(row_max=jnp.array(-jnp.inf, x.dtype), excess=jnp.array(-1, x.dtype))
+    entry = None if ids is None else entry_at(logits, ids, axis).astype(x.dtype)
+    return lax.reduce(classes, nothing, merge, (axis,)), entry
+
+
+def merge(a: RowState, b: RowState) -> RowState:
+    """Two parts make one: the part with the higher maximum as it is, and the other one as it is seen from there."""
+    first = a.row_max >= b.row_max
+    hi: RowState = jax.tree.map(partial(jnp.where, first), a, b)
+    lo: RowState = jax.tree.map(partial(jnp.where, first), b, a)
+    # Two −inf are equal too; their difference is NaN. Where a maximum is NaN so is the gap, and all that follows.
+    equal = hi.row_max == lo.row_max
+    targets, excess, dot = jax.tree.map(jnp.add, hi[:3], lowered(lo, jnp.where(equal, 0, hi.row_max - lo.row_max)))
+    top = None if hi.top is None else jnp.where(equal, jnp.minimum(hi.top, lo.top), hi.top)
+    return RowState(targets, excess, dot, jnp.maximum(a.row_max, b.row_max), top)
+
+
+def lowered(part: RowState, gap: Array) -> tuple[Any, ...]:
+    """The targets, 1 + u and e of a part as they are seen from a maximum that lies `gap` ≥ 0 above its own."""
+    scale, total = jnp.exp(-gap), 1 + part.excess
+
+    def of(t: TargetState) -> TargetState:
+        missed = None if t.missed is None else scale * t.missed - jnp.expm1(-gap) * t.mass
+        below = None if t.below is None else jnp.where(gap > 0, t.mass, t.below)
+        dot = None if t.dot is None else t.dot - jnp.where(t.mass == 0, 0, gap * t.mass)  # 0 · log 0 = 0
+        return TargetState(missed, below, dot, t.mass)
+
+    dot = None if part.dot is None else jnp.where(scale == 0, 0, scale * (part.dot - gap * total))
+    return {name: of(t) for name, t in part.targets.items()}, scale * total, dot
+
+
+def merged_over(
+    state: RowState, entry: Array | None, num_classes: Any, axis_name: VocabAxis
+) -> tuple[RowState, Array | None]:
+    """The states of rows whose classes the devices of `axis_name` share, by the same step from those of their parts; and
+    the logit at the id, `entry` being 0 on devices that do not have it.
+    """
+    if axis_name is None:
+        return state, entry
+    row_max = lax.pmax(state.row_max, axis_name)
+    is_highest = state.row_max == row_max
+    seen = lowered(state, jnp.where(is_highest, 0, row_max - state.row_max))
+    sums = jax.tree.map(partial(jnp.where, is_highest), state[:3], seen)
+    # B is summed apart, so that what only a derivative needs is dropped where there is none.
+    below = summed({name: t.below for name, t in sums[0].items()}, axis_name)
+    sums = {name: t._replace(below=None) for name, t in sums[0].items()}, *sums[1:]
+    (targets, excess, dot), num_highest, entry = summed((sums, is_highest.astype(row_max.dtype), entry), axis_name)
+    targets = {name: t._replace(below=below[name]) for name, t in targets.items()}
+    top = state.top
+    if top is not None:
+        of_all = lax.axis_index(axis_name) * num_classes + top
+        top = lax.pmin(jnp.where(is_highest, of_all, jnp.iinfo(jnp.int32).max), axis_name)
+    return RowState(targets, excess + (num_highest - 1), dot, row_max, top), entry
+
+
+# What follows from a state. Each slope is the derivative by x with `d` and `t` of one class; the other arguments are of its row.
+
+
+def log_z(row_max: Array, excess: Array) -> Array:
+    return row_max + jnp.log1p(excess)
+
+
+def entropy(excess: Array, dot: Array) -> Array:
+    """−Σ p log p: two terms, neither below 0."""
+    return jnp.log1p(excess) - dot / (1 + excess)
+
+
+def entropy_slope(d: Array, excess: Array, dot: Array) -> Array:
+    """p·(ē − d) with ē = e / (1 + u), the mean of d; and 0 · log 0 = 0."""
+    is_dead = d == -jnp.inf
+    return jnp.where(is_dead, 0, prob(d, excess) * (dot / (1 + excess) - jnp.where(is_dead, 0, d)))
+
+
+def target_loss(excess: Array, t: TargetState) -> Array:
+    """−Σ t log p."""
+    return t.mass * jnp.log1p(excess) - t.dot
+
+
+def target_miss(excess: Array, t: TargetState) -> Array:
+    """Σ t·(1 − p)."""
+    return (excess * t.mass + t.missed) / (1 + excess)
+
+
+def prob(d: Array, excess: Array) -> Array:
+    return jnp.exp(d) / (1 + excess)
+
+
+def miss(d: Array, excess: Array) -> Array:
+    """1 − p: at a maximum u / (1 + u), and nowhere a difference of nearly equal numbers, since u ≥ exp(d) elsewhere."""
+    return (excess - jnp.expm1(d)) / (1 + excess)
+
+
+def id_slope(exp_d: Array, excess: Array, nll: Array, is_id: Array) -> Array:
+    """Of −log p of one class: p, and at that class p − 1."""
+    return jnp.where(is_id, jnp.expm1(-nll), exp_d / (1 + excess))
+
+
+def target_slope(d: Array, excess: Array, mass: Array, below: Array, t: Array) -> Array:
+    """Of −Σ t log p: T·p − t, rewritten as B − T·(1 − p) at a maximum with p > 1/2: there t may be near T·p, and with a
+    smaller p it is the rewritten form that cancels.
+    """
+    is_top = (d == 0) & (excess < 1)
+    return jnp.where(is_top, below - mass * miss(d, excess), mass * prob(d, excess) - t)
+
+
+def miss_slope(d: Array, excess: Array, mass: Array, below: Array, missed: Array, t: Array) -> Array:
+    """Of s = Σ t·(1 − p): p·Σ t·p − t·p, which is what `target_slope` makes of the target t·p, with its T = T − s and its
+    B = B − (s − t·(1 − p)) at the top class.
+    """
+    hit_below = below - (missed - (mass - below) * miss(d, excess))
+    return target_slope(d, excess, mass - missed, hit_below, t * prob(d, excess))
