@@ -138,6 +138,72 @@ def test_multiclass_losses_and_gradients_are_the_textbooks(name):
         assert_near(gradient, np.nan_to_num(wanted_gradient), dtype, seed)
 
 
+BINARY = {
+    "sigmoid_binary_cross_entropy": {"pos_weight": 1.7, "label_smoothing": 0.1},
+    "sigmoid_focal_loss": {"alpha": 0.3, "gamma": 1.5},
+    "binary_cross_entropy_from_probs": {"pos_weight": 1.7, "label_smoothing": 0.1},
+}
+
+
+def binary_textbook(name, x, y, options):
+    """The elements and their weights, by plain formulas in float64."""
+    if name.endswith("probs"):
+        log_p, log_miss = jnp.log(x), jnp.log1p(-x)
+    else:
+        log_p, log_miss = jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)
+    smoothing, w = options.get("label_smoothing", 0.0), options.get("class_weight", jnp.ones(x.shape[1]))[None]
+    if name == "sigmoid_focal_loss":
+        miss = (1 - y) * jnp.exp(log_p) + y * jnp.exp(log_miss)
+        alpha = options.get("alpha")
+        balance = 1.0 if alpha is None else alpha * y + (1 - alpha) * (1 - y)
+        elements = balance * miss ** options.get("gamma", 2.0) * -(y * log_p + (1 - y) * log_miss)
+    else:
+        y = (1 - smoothing) * y + smoothing / 2
+        elements = -w * (options.get("pos_weight", 1.0) * y * log_p + (1 - y) * log_miss)
+    return elements, w * jnp.ones_like(x)
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_losses_and_gradients_are_the_textbooks(name):
+    for seed, rng in cases(name):
+        n, v, dtype = 6, 4, rng.choice(DTYPES)
+        is_probs = name.endswith("probs")
+        x = rng.uniform(0.01, 0.99, (n, v)) if is_probs else rng.normal(size=(n, v)) * rng.choice([1.0, 8.0])
+        x = np.asarray(jnp.asarray(x, dtype))
+        labels = rng.integers(2, size=(n, v)) if rng.random() < 0.5 else rng.uniform(size=(n, v)).astype(np.float32)
+        options = maybe(rng, BINARY[name] | {"sample_weight": rng.uniform(0.5, 2, (n, v)).astype(np.float32)})
+        if name != "sigmoid_focal_loss":
+            options |= maybe(rng, {"class_weight": rng.uniform(0.5, 2, v).astype(np.float32)})
+        counts = rng.random((n, v)) < 0.7 if rng.random() < 0.5 else np.ones((n, v), bool)
+        x_given, given = np.where(counts, x, np.asarray(np.nan, x.dtype)), dict(options)
+        if not counts.all():
+            given["where"] = counts
+        reduction = str(rng.choice(["none", "sum", "mean"]))
+        cotangent = rng.normal(size=(n, v) if reduction == "none" else ()).astype(np.float32)
+
+        def ours(x, labels=labels, given=given, reduction=reduction):
+            return getattr(jxent, name)(x, labels, reduction=reduction, **given)
+
+        value, pull = jax.vjp(ours, jnp.asarray(x_given))
+        (gradient,) = pull(cotangent)
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), options)
+            y = jnp.asarray(np.asarray(labels, np.float64))
+
+            def true(x, y=y, wide=wide, counts=counts, reduction=reduction):
+                elements, weight = binary_textbook(name, x, y, wide)
+                s = counts.astype(np.float64) * wide.get("sample_weight", jnp.ones(x.shape))
+                if reduction == "none":
+                    return s * elements
+                return jnp.sum(s * elements) / (1.0 if reduction == "sum" else jnp.sum(s * weight))
+
+            wanted, pull = jax.vjp(true, jnp.asarray(np.asarray(x, np.float64)))
+            (wanted_gradient,) = pull(np.asarray(cotangent, np.float64))
+            wanted, wanted_gradient = jax.device_get((wanted, wanted_gradient))
+        assert_near(value, wanted, jnp.float32, seed)
+        assert_near(gradient, wanted_gradient, dtype, seed)
+
+
 def test_fused_losses_are_those_of_materialised_logits():
     for seed, rng in cases("fused"):
         n, d, v = 7, 5, int(rng.choice([3, 40]))

@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
-from jxent._core.shards import resharded
+from jxent._core.shards import aligned, resharded
 
 
 class BinaryTargets(NamedTuple):
@@ -89,9 +89,17 @@ def as_probabilities(p: Array, one: Array) -> Array:
 
 
 def _unit(p: Array, one: Array) -> Array:
-    """1, and NaN where `p` is outside [0, 1]: by arithmetic, since XLA:CPU writes out what is selected."""
-    product = (p + arguments.ROUNDING * one) * ((1 + arguments.ROUNDING) * one - p)
-    return one + 0 * one * lax.stop_gradient(jnp.sqrt(product))
+    """1, and NaN where `p` is outside [0, 1]. On the CPU by arithmetic, since XLA writes out there what is selected; on a
+    GPU it writes out a root, for value and gradient to share.
+    """
+
+    def by_arithmetic(p: Array, one: Array) -> Array:
+        return one + 0 * one * jnp.sqrt((p + arguments.ROUNDING * one) * ((1 + arguments.ROUNDING) * one - p))
+
+    def selected(p: Array, one: Array) -> Array:
+        return jnp.where((p >= -arguments.ROUNDING) & (p <= 1 + arguments.ROUNDING), one, jnp.nan)
+
+    return lax.platform_dependent(*aligned((lax.stop_gradient(p), one)), cpu=by_arithmetic, default=selected)
 
 
 def make_binary_targets(
