@@ -104,7 +104,7 @@ def test_class_counts_beyond_float32_ones():
 @pytest.mark.parametrize("limit", [1, 10, 76, 77, 100])
 def test_class_counts_of_more_labels_than_int32_counts(limit, rng):
     """With a lower limit in its place: parts of the labels are counted by themselves, and added up with a carry."""
-    labels = rng.integers(-1, 6, size=(7, 11))
+    labels = rng.integers(-1, 6, size=(7, 11), dtype=np.int32)
     want = np.bincount(labels[(labels >= 0) & (labels < 5)], minlength=5)
     count = functools.partial(class_weights._histogram, num_classes=5, limit=limit)
     np.testing.assert_array_equal(jax.jit(count)(labels), want)
