@@ -16,7 +16,7 @@ from jxent._core.linear.meshes import placed, placement_of
 from jxent._core.linear.rule import Config, LinearAux, PerRow, Shared, evaluate_linear
 from jxent._core.shards import along, summed
 from jxent._core.signatures import ArrayLike, LinearOptions, Scalar, ToArray, ToMean
-from jxent._core.targets import check_targets, is_ids, make_targets
+from jxent._core.targets import Given, TargetOptions, check_targets, is_ids, make_targets
 from jxent.reduction import Mean, reduce_rows, reduce_total, weighted
 from jxent.softmax import CrossEntropyAux
 
@@ -203,24 +203,23 @@ def linear_softmax_cross_entropy(
         axis=len(row_shape),
         vocab_axis_name=vocab_axis_name,
     )
-    targets = make_targets(options, num_classes, given)
+    shared = Shared(kernel, bias, cap, None, given.smoothing, z_factor)
+    config = Config(chunk_size, transpose_kernel, precision, vocab_axis_name, return_aux)
 
-    rows = PerRow(hidden, targets.labels, targets.label_weight, targets.where)
-    shared = Shared(kernel, bias, cap, targets.class_weight, targets.smoothing, z_factor)
-    config = Config(chunk_size, transpose_kernel, precision, vocab_axis_name, return_aux, targets.no_class)
-
-    result, aux = _evaluated(config, reduction, rows, shared, targets.sample_weight)
+    result, aux = _evaluated(config, options, reduction, hidden, shared, given)
     return result if aux is None else (result, CrossEntropyAux(**aux._asdict()))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _evaluated(
-    config: Config, reduction: str, rows: PerRow, shared: Shared, sample_weight: Array | None
+    config: Config, options: TargetOptions, reduction: str, hidden: Array, shared: Shared, given: Given
 ) -> tuple[Array | Mean, LinearAux | None]:
-    """Compiled once for each set of shapes and options, under an eager call too."""
-    placement = placement_of(rows.hidden, shared.kernel, config.transpose_kernel, is_ids(rows.labels))
-    config = config._replace(placement=placement)
-    rows, shared, sample_weight = placed(placement, (rows, shared, sample_weight))
+    """The loss from arguments that have been checked: compiled once for all options and shapes, under an eager call too."""
+    placement = placement_of(hidden, shared.kernel, config.transpose_kernel, is_ids(given.labels))
+    targets = make_targets(options, shared.kernel.shape[int(not config.transpose_kernel)], placed(placement, given))
+    rows = PerRow(hidden, targets.labels, targets.label_weight, targets.where)
+    shared, sample_weight = shared._replace(class_weight=targets.class_weight), targets.sample_weight
+    config = config._replace(no_class=targets.no_class, placement=placement)
     if reduction == "none":
         loss, aux = evaluate_linear(config, rows, shared, None)
         return reduce_rows(loss, None, sample_weight, rows.where, reduction), aux

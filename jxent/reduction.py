@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, export, lax
 
 from jxent._core import arguments
-from jxent._core.binary_targets import BinaryTargets, split_like
+from jxent._core.binary_targets import BinaryTargets, split_like_elements
 from jxent._core.calls import naming_arguments
 from jxent._core.counts import count, size_of
 from jxent._core.signatures import ArrayLike, Scalar
@@ -191,7 +191,7 @@ def reduce_elements(
     terms: Callable[..., Array], reduction: str, scores: Array, targets: BinaryTargets, *options: Array | None
 ) -> Array | Mean:
     """A binary loss from arguments that have been checked: one compiled function, under an eager call too."""
-    targets, options = split_like(scores, (targets, options))
+    targets, options = split_like_elements(scores, (targets, options))
     return reduce_rows(terms(scores, targets, *options), targets.row_weight(), None, targets.where, reduction)
 
 

@@ -340,3 +340,34 @@ def test_linear_row_arguments_split_unlike_hidden(rng, reduction):
         got = jax.jit(jax.value_and_grad(functools.partial(total, fused)))(*placed)
     want = jax.value_and_grad(functools.partial(total, materialised))(problem.arguments, problem.fixed)
     assert_tree_close(jax.device_get(got), want, 5e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["ids", "soft"])
+def test_linear_takes_arguments_split_in_any_way(rng, kind, seed):
+    """Each by itself, unlike hidden states and kernel: over either axis of the mesh, both, or none."""
+    n, d, v = 8, 6, 4
+    arrays = {
+        "hidden": rng.normal(size=(n, d)),
+        "kernel": rng.normal(size=(d, v)),
+        "class_weight": rng.uniform(0.5, 2, v),
+        "sample_weight": rng.uniform(0.5, 2, n),
+    }
+    arrays = {name: np.float32(a) for name, a in arrays.items()}
+    labels = rng.integers(v, size=n) if kind == "ids" else np.float32(rng.dirichlet(np.ones(v), size=n))
+    fixed = {"labels": labels, "where": rng.random(n) < 0.7}
+    options = {"label_smoothing": 0.1} | ({"ignore_index": 1} if kind == "ids" else {})
+
+    def mean(arrays, fixed):
+        return jxent.linear_softmax_cross_entropy(**arrays, **fixed, **options, reduction="mean")
+
+    mesh, order = make_mesh(AxisType.Explicit), np.random.default_rng(seed)
+
+    def place(array):
+        axes = order.permutation(["data", "classes", None, None])[: np.ndim(array)]
+        return jax.device_put(array, NamedSharding(mesh, P(*axes)))
+
+    value_and_grad = jax.jit(jax.value_and_grad(mean))
+    wanted = jax.device_get(value_and_grad(arrays, fixed))
+    actual = jax.device_get(value_and_grad(*jax.tree.map(place, (arrays, fixed))))
+    assert_tree_close(actual, wanted, 5e-6)

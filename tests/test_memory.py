@@ -3,6 +3,7 @@
 Compiled for the CPU and never run. Everything is counted in rows: N float32 numbers.
 """
 
+import math
 import re
 import resource
 
@@ -114,12 +115,12 @@ def test_softmax_cross_entropy_takes_memory_for_rows_only_with_many_classes(num_
 @DTYPES
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("num_classes", [16384, 50257, 128256])
-def test_rows_cut_around_their_maximum_take_memory_for_windows(num_classes, dtype):
-    """For each row the maxima and sums of windows of 512 classes, and the classes of one window."""
+def test_rows_cut_around_their_maximum_take_memory_near_a_square_root(num_classes, dtype):
+    """For each row the maxima and sums of the windows of near √V classes that it is cut in, and the classes of one."""
     n = 256
     logits, labels = struct((n, num_classes), dtype), struct((n,), jnp.int32)
     taken = temporaries(jxent_mean, logits, labels)
-    assert 512 * 4 * n < taken <= (ROWS + 2 * num_classes // 512 + 2 * 512) * 4 * n
+    assert math.isqrt(num_classes) * 4 * n < taken <= (ROWS + 3 * math.isqrt(num_classes)) * 4 * n
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -166,6 +166,9 @@ SABOTAGES = {
     ),
     "last of a tie": Sabotage(STATE, "jnp.minimum(hi.top, lo.top)", "jnp.maximum(hi.top, lo.top)", OF_STATE, ""),
     "0 times inf in a merge": Sabotage(STATE, "jnp.where(t.mass == 0, 0, gap * t.mass)", "gap * t.mass", OF_STATE, ""),
+    "mean left out of the entropy's slope": Sabotage(
+        STATE, "(dot / (1 + excess) - jnp.where(", "(0 - jnp.where(", "tests/_core/rows/test_rule.py", "slopes"
+    ),
     "highest devices counted twice": Sabotage(
         STATE, "excess + (num_highest - 1)", "excess + num_highest", VOCAB_AXIS, "every_sort and ids-f"
     ),

@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
-from jxent._core.shards import aligned, resharded
+from jxent._core.shards import aligned, resharded, split_of
 
 
 class BinaryTargets(NamedTuple):
@@ -62,18 +62,16 @@ class BinaryTargets(NamedTuple):
         return jnp.broadcast_to(weight, self.labels.shape)
 
 
-def split_like(scores: Array, arguments: Any) -> Any:
+def split_like_elements(scores: Array, options: Any) -> Any:
     """A pytree of scalars and of arrays at the rank of `scores`, which a mesh with Explicit axes splits as it splits those."""
-    spec = jax.typeof(scores).sharding.spec
-    entries = (*spec, *[None] * (scores.ndim - len(spec)))
 
     def split(x: Array) -> Array:
         if jnp.ndim(x) < scores.ndim:
             return x
-        axes = zip(entries, x.shape, scores.shape, strict=True)
+        axes = zip(split_of(scores), x.shape, scores.shape, strict=True)
         return resharded(x, scores, tuple(entry if size == whole else None for entry, size, whole in axes))
 
-    return jax.tree.map(split, arguments)
+    return jax.tree.map(split, options)
 
 
 def _numbers(labels: Array, dtype: Any) -> Array:

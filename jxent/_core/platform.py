@@ -74,8 +74,20 @@ def remade(
             leaves, structure = jax.tree.flatten(primals)
             d_leaves = jax.tree.leaves(tangents)
             moving = tuple(i for i, d in enumerate(d_leaves) if not isinstance(d, SymbolicZero))
-            d_moving = [d_leaves[i] for i in moving]
-            return primal(*primals), _tangent_of(f, platforms, structure, moving, leaves, d_moving)
+            d_moving = tuple(d_leaves[i] for i in moving)
+
+            def tangent(leaves: Any, d_moving: Any) -> Any:
+                constant = _barrier(platforms, leaves)
+
+                def of_moving(*values: Array) -> Any:
+                    arguments = list(constant)
+                    for i, leaf in zip(moving, values, strict=True):
+                        arguments[i] = leaf
+                    return f(*jax.tree.unflatten(structure, arguments))
+
+                return jax.jvp(of_moving, tuple(constant[i] for i in moving), d_moving)[1]
+
+            return primal(*primals), jax.checkpoint(tangent, prevent_cse=False)(leaves, d_moving)
 
         primal.defjvp(jvp, symbolic_zeros=True)
 
@@ -86,27 +98,3 @@ def remade(
         return aligned_value
 
     return decorated
-
-
-# Of the module, with all that it depends on as an argument: of a function made anew in each call, jax would know none of
-# what it compiled before.
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1, 2, 3))
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _tangent_of(
-    f: Callable[..., Any],
-    platforms: tuple[str, ...],
-    structure: Any,
-    moving: tuple[int, ...],
-    leaves: list[Array],
-    d_moving: list[Array],
-) -> Any:
-    """The tangent of `f`, of whose arguments' `leaves` those at `moving` have the tangents `d_moving`."""
-    constant = _barrier(platforms, leaves)
-
-    def of_moving(*values: Array) -> Any:
-        arguments = list(constant)
-        for i, value in zip(moving, values, strict=True):
-            arguments[i] = value
-        return f(*jax.tree.unflatten(structure, arguments))
-
-    return jax.jvp(of_moving, tuple(constant[i] for i in moving), tuple(d_moving))[1]

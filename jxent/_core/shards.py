@@ -52,11 +52,6 @@ def summed(arrays: Any, vocab_axis_name: VocabAxis) -> Any:
     return jax.tree.unflatten(structure, list(lax.psum(jnp.stack(leaves), vocab_axis_name)))
 
 
-def highest(x: Array, vocab_axis_name: VocabAxis) -> Array:
-    """The maximum over all devices, which need not be NaN where one of them has a NaN."""
-    return x if vocab_axis_name is None else lax.pmax(x, vocab_axis_name)
-
-
 def class_ids(shape: tuple[int, ...], axis: int) -> Array:
     return lax.broadcasted_iota(jnp.int32, shape, axis)
 
@@ -66,10 +61,14 @@ def along(per_class: Array, ndim: int, axis: int) -> Array:
     return lax.expand_dims(per_class, [i for i in range(ndim) if i != axis])
 
 
-def is_split(x: Array, axis: int) -> bool:
-    """Whether Explicit mesh axes split `axis`; of Auto ones no trace-time question tells."""
+def split_of(x: Array) -> tuple[Any, ...]:
+    """By which Explicit mesh axes each axis is split; of Auto ones no trace-time question tells."""
     spec = jax.typeof(x).sharding.spec
-    return axis < len(spec) and spec[axis] is not None
+    return (*spec, *[None] * (x.ndim - len(spec)))
+
+
+def is_split(x: Array, axis: int) -> bool:
+    return split_of(x)[axis] is not None
 
 
 def resharded(x: Any, like: Array, entries: tuple[Any, ...]) -> Any:

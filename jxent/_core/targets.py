@@ -8,16 +8,17 @@ from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
-from jxent._core.shards import VocabAxis, num_classes_of_all, own_ids, resharded
+from jxent._core.shards import VocabAxis, num_classes_of_all, own_ids, resharded, split_of
 
-_NO_CLASS = -(2**31)
+NO_CLASS = -(2**31)
 
 
 class Targets(NamedTuple):
     """What every row is compared with.
 
     Attributes:
-        labels: int32 ids of the row shape (global ones where the classes are split over devices), −1 for a bad one and 0 in masked rows; or a distribution, as it came.
+        labels: int32 ids of the row shape (global ones where the classes are split over devices), −1 for a bad one and 0
+            in masked rows; or a distribution, as it came.
         class_weight: `[V]` or None.
         label_weight: the class weight of each row's id (1 for a bad one), or None.
         smoothing: a scalar, or None for none.
@@ -36,7 +37,7 @@ class Targets(NamedTuple):
     where: Array | None
     axis: int
     vocab_axis_name: VocabAxis = None
-    no_class: int = _NO_CLASS
+    no_class: int = NO_CLASS
 
     @property
     def are_ids(self) -> bool:
@@ -112,8 +113,7 @@ def check_targets(
 
 def split_like(scores: Array, axis: int, given: Given) -> Given:
     """On a mesh with Explicit axes, all that belongs to the rows and classes of `scores` split as these are."""
-    spec = jax.typeof(scores).sharding.spec
-    entries = (*spec, *[None] * (scores.ndim - len(spec)))
+    entries = split_of(scores)
     rows = entries[:axis] + entries[axis + 1 :]
     labels, class_weight, sample_weight, where, smoothing = given
     return Given(
@@ -142,7 +142,7 @@ def make_targets(options: TargetOptions, num_classes: Any, given: Given) -> Targ
         label_weight = jnp.where(ids < 0, 1, _at_ids(class_weight, ids, vocab_axis_name))
         if where is not None:
             label_weight = jnp.where(where, label_weight, 0)
-    no_class = _NO_CLASS + (ignored == _NO_CLASS)
+    no_class = NO_CLASS + (ignored == NO_CLASS)
     return Targets(ids, class_weight, label_weight, smoothing, sample_weight, where, axis, vocab_axis_name, no_class)
 
 

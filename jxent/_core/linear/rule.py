@@ -26,7 +26,7 @@ from jxent._core.linear.meshes import Placement, added_up, gathered, num_sharing
 from jxent._core.rows.losses import evaluate, row_log_z, row_loss, row_nll, row_predicted
 from jxent._core.shards import VocabAxis, aligned, varying_axes
 from jxent._core.silence import silenced
-from jxent._core.targets import Targets, is_ids
+from jxent._core.targets import NO_CLASS, Targets, is_ids
 
 
 class PerRow(NamedTuple):
@@ -67,7 +67,7 @@ class Config(NamedTuple):
     precision: Any
     vocab_axis_name: VocabAxis
     with_aux: bool
-    no_class: int
+    no_class: int = NO_CLASS
     placement: Placement | None = None
 
     def within(self) -> "Config":
