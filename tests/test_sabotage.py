@@ -345,8 +345,8 @@ SABOTAGES = {
     ),
     "float labels that are no probabilities let through": Sabotage(
         "_core/binary_targets.py",
-        "jnp.sqrt(product)",
-        "jnp.sqrt(jnp.abs(product))",
+        "return one + 0 * one * jnp.sqrt(",
+        "return one + 0 * one * jnp.abs(",
         "tests/test_sigmoid.py",
         "no_probability",
     ),
