@@ -25,8 +25,10 @@ class Problem:
     cotangents: dict[str, Any]
 
 
-def make_problem(rng, rows, depth, num_classes, kind, *, softcap=None, scale=1.0, bare=False, dtype=np.float64):
-    """A random problem in `dtype`; with every option on, or `bare` with none."""
+def make_problem(
+    rng, rows, depth, num_classes, kind, *, softcap=None, scale=1.0, bare=False, masked=True, dtype=np.float64
+):
+    """A random problem in `dtype`; with every option on, or `bare` with none, or all but the mask."""
     arguments = {
         "hidden": rng.normal(size=(*rows, depth)),
         "kernel": scale * rng.normal(size=(depth, num_classes)),
@@ -43,8 +45,10 @@ def make_problem(rng, rows, depth, num_classes, kind, *, softcap=None, scale=1.0
             "sample_weight": rng.uniform(0.5, 2, rows),
             "label_smoothing": np.array(0.1),
             "z_loss": np.array(0.01),
+            "logit_scale": np.array(1.3),
         }
-        fixed["where"] = rng.random(rows) < 0.8
+        if masked:
+            fixed["where"] = rng.random(rows) < 0.8
     if softcap is not None:
         arguments["logit_softcap"] = np.array(softcap)
     cotangents = {
@@ -65,14 +69,22 @@ def fused(arguments, **options):
     return jxent.linear_softmax_cross_entropy(**arguments, **options)
 
 
-def materialised(arguments, *, reduction="none", where=None, **labels):
-    """The plain formula, differentiated by jax, on logits that are held whole."""
-    a = {**arguments, **labels}
+def logits_of(arguments):
+    a = arguments
     logits = a["hidden"] @ a["kernel"]
+    if "logit_scale" in a:
+        logits = a["logit_scale"] * logits
     if "bias" in a:
         logits = logits + jnp.expand_dims(a["bias"], range(logits.ndim - 1))
     if "logit_softcap" in a:
         logits = a["logit_softcap"] * jnp.tanh(logits / a["logit_softcap"])
+    return logits
+
+
+def materialised(arguments, *, reduction="none", where=None, **labels):
+    """The plain formula, differentiated by jax, on logits that are held whole."""
+    a = {**arguments, **labels}
+    logits = logits_of(a)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     num_classes = logits.shape[-1]
     w = jnp.expand_dims(a.get("class_weight", jnp.ones(num_classes, logits.dtype)), range(logits.ndim - 1))

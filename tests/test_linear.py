@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jxent
-from tests.linear_problems import fused, gradients, make_problem, materialised
+from tests.linear_problems import fused, gradients, logits_of, make_problem, materialised
 
 # Rows prime, so that chunks leave a remainder; V around and far from powers of two.
 SIZES = [((7,), 5, 2), ((2, 13), 3, 53), ((31,), 17, 301), ((5, 1, 3), 8, 2049), ((3,), 4, 50257), ((), 6, 11)]
@@ -42,19 +42,19 @@ def assert_values_and_gradients_close(actual, expected):
 
 # The reductions to a scalar are one rule, so that two of them are enough for each kind of labels, and chunks for two.
 @pytest.mark.parametrize(
-    ("kind", "softcap", "reductions", "chunk_size"),
+    ("kind", "softcap", "reductions", "chunk_size", "masked"),
     [
-        ("ids", None, ("none", "mean"), 4),
-        ("ids", 5.0, ("sum", "partial"), None),
-        ("soft", None, ("sum", "partial"), 4),
-        ("soft", 5.0, ("none", "mean"), None),
+        ("ids", None, ("none", "mean"), 4, False),
+        ("ids", 5.0, ("sum", "partial"), None, True),
+        ("soft", None, ("sum", "partial"), 4, False),
+        ("soft", 5.0, ("none", "mean"), None, True),
     ],
 )
 @pytest.mark.parametrize(("rows", "depth", "num_classes"), SIZES, ids=str)
 def test_linear_with_every_option_is_the_plain_formula(
-    rng, x64, rows, depth, num_classes, kind, softcap, reductions, chunk_size
+    rng, x64, rows, depth, num_classes, kind, softcap, reductions, chunk_size, masked
 ):
-    problem = make_problem(rng, rows, depth, num_classes, kind, softcap=softcap)
+    problem = make_problem(rng, rows, depth, num_classes, kind, softcap=softcap, masked=masked)
     got = evaluate(fused, problem, reductions, chunk_size=chunk_size)
     assert_values_and_gradients_close(got, evaluate(materialised, problem, reductions))
 
@@ -67,11 +67,12 @@ def test_linear_at_initialisation_scale(rng, x64, num_classes):
     assert_values_and_gradients_close(got, evaluate(materialised, problem, ("none", "mean")))
 
 
-def test_linear_does_not_depend_on_the_chunks(rng):
-    problem = make_problem(rng, (12,), 5, 33, "ids", dtype=np.float32)
-    whole = evaluate(fused, problem, ("mean",))
+@pytest.mark.parametrize("masked", [False, True])
+def test_linear_does_not_depend_on_the_chunks(rng, masked):
+    problem = make_problem(rng, (12,), 5, 33, "ids", masked=masked, dtype=np.float32)
+    whole = evaluate(fused, problem, ("none", "mean"))
     for chunk_size in (4, 5, 100):  # filled, with a remainder, more rows than there are
-        assert_tree_close(evaluate(fused, problem, ("mean",), chunk_size=chunk_size), whole, 2e-6)
+        assert_tree_close(evaluate(fused, problem, ("none", "mean"), chunk_size=chunk_size), whole, 2e-6)
 
 
 @pytest.mark.parametrize("rows", [(3, 0), (1,)])
@@ -133,12 +134,11 @@ def test_linear_keeps_confident_rows():
 def test_linear_is_softmax_cross_entropy_with_aux(rng):
     problem = make_problem(rng, (2, 7), 5, 9, "ids", softcap=3.0, dtype=np.float32)
     a = problem.arguments
-    logits = 3 * jnp.tanh((a["hidden"] @ a["kernel"] + a["bias"][None, None]) / 3)
     names = ("class_weight", "sample_weight", "label_smoothing", "z_loss")
     options = {name: a[name] for name in names} | {"where": problem.fixed["where"], "ignore_index": 2}
     for reduction in ("none", "partial"):
         want = jxent.softmax_cross_entropy(
-            logits, problem.fixed["labels"], reduction=reduction, return_aux=True, **options
+            logits_of(a), problem.fixed["labels"], reduction=reduction, return_aux=True, **options
         )
         got = fused(a, **problem.fixed, ignore_index=2, reduction=reduction, return_aux=True, chunk_size=4)
         assert_tree_close(got, want, 3e-6)
@@ -149,7 +149,7 @@ def test_linear_is_softmax_cross_entropy_with_aux(rng):
 def test_linear_softcap_of_inf_is_none(rng, kind, reduction):
     """To the bit, in value and gradients, the number as much as one that is traced; −inf and `finfo.min` included."""
     problem = make_problem(rng, (7,), 4, 6, kind, softcap=3.0, dtype=np.float32)
-    arguments = {name: a for name, a in problem.arguments.items() if name != "logit_softcap"}
+    arguments = {name: a for name, a in problem.arguments.items() if name not in ("logit_softcap", "logit_scale")}
     arguments["bias"] = arguments["bias"].at[2].set(-np.inf).at[4].set(np.finfo(np.float32).min)
     cotangent = problem.cotangents[reduction]
 
@@ -264,9 +264,7 @@ def test_linear_aux_log_z_carries_its_gradient(rng, x64, reduction, kind):
         return with_log_z(jnp.sum(cotangent * loss), aux, where)
 
     def plain(arguments):
-        logits = arguments["hidden"] @ arguments["kernel"] + arguments["bias"][None, None]
-        logits = arguments["logit_softcap"] * jnp.tanh(logits / arguments["logit_softcap"])
-        aux = jxent.CrossEntropyAux(jax.nn.logsumexp(logits, -1), None, None)
+        aux = jxent.CrossEntropyAux(jax.nn.logsumexp(logits_of(arguments), -1), None, None)
         loss = materialised(arguments, **problem.fixed, reduction=reduction)
         return with_log_z(jnp.sum(cotangent * loss), aux, where)
 
@@ -300,7 +298,9 @@ def test_linear_aux_nll_is_plain(rng, x64, kind):
     """Whatever smoothing, weights and z-loss are; 0 in masked rows; no gradient of it."""
     problem = make_problem(rng, (3, 5), 4, 7, kind)
     plain = {
-        name: problem.arguments[name] for name in ("hidden", "kernel", "bias", "labels") if name in problem.arguments
+        name: a
+        for name, a in problem.arguments.items()
+        if name in ("hidden", "kernel", "bias", "logit_scale", "labels")
     }
     ids = {"labels": problem.fixed["labels"]} if kind == "ids" else {}
     want = materialised(plain, **ids, where=problem.fixed["where"])
@@ -403,3 +403,38 @@ def test_linear_arguments_of_any_width_beside_another(rng, x64, hidden, labels, 
     assert {name: slope.dtype for name, slope in got.items()} == {name: a.dtype for name, a in arguments.items()}
     narrowest = jnp.bfloat16 in (hidden, labels)
     assert_tree_close({n: np.float64(a) for n, a in got.items()}, want, 2e-2 if narrowest else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+def test_linear_logit_scale_is_applied_in_the_compute_dtype(rng, dtype):
+    """Logits divided by a temperature in bfloat16 would be off by 2⁻⁹ of themselves; hidden states too."""
+    hidden, kernel = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((16, 8), (8, 50)))
+    labels, scale = rng.integers(50, size=16), 1 / 0.7
+    logits = scale * (np.float64(hidden) @ np.float64(kernel))
+    want = np.log(np.exp(logits).sum(1)) - logits[np.arange(16), labels]
+    got = jxent.linear_softmax_cross_entropy(hidden, kernel, labels, logit_scale=scale)
+    np.testing.assert_allclose(got, want, rtol=2e-6)
+    traced = jax.jit(lambda s: jxent.linear_softmax_cross_entropy(hidden, kernel, labels, logit_scale=s))(scale)
+    np.testing.assert_allclose(traced, got, rtol=1e-6)
+
+
+def test_linear_logit_scale_learns_and_of_0_makes_all_classes_alike(rng):
+    hidden, kernel, labels = jnp.ones((3, 2)), jnp.asarray(rng.normal(size=(2, 5))), jnp.array([0, 1, 4])
+    mean = lambda s: jxent.linear_softmax_cross_entropy(hidden, kernel, labels, logit_scale=s, reduction="mean")  # noqa: E731
+    loss, slope = jax.value_and_grad(mean)(jnp.float32(0))
+    np.testing.assert_allclose(loss, np.log(5), rtol=1e-6)
+    logits = np.asarray(hidden @ kernel)
+    np.testing.assert_allclose(slope, (logits.mean(1) - logits[np.arange(3), labels]).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "text"),
+    [
+        (float("nan"), ValueError, "logit_scale must be a number; got nan"),
+        (np.ones(3, np.float32), ValueError, r"logit_scale must be a scalar; got shape \(3,\)"),
+        ("2", TypeError, "logit_scale must be a number"),
+    ],
+)
+def test_linear_logit_scale_errors(scale, error, text):
+    with pytest.raises(error, match=f"linear_softmax_cross_entropy: {text}"):
+        jxent.linear_softmax_cross_entropy(jnp.ones((3, 2)), jnp.ones((2, 5)), jnp.zeros(3, int), logit_scale=scale)

@@ -29,6 +29,7 @@ OF_ARGUMENTS = {
     "kernel": P(None, "classes"),
     "label_smoothing": P(),
     "z_loss": P(),
+    "logit_scale": P(),
     "logit_softcap": P(),
 }
 SPLITS = {
@@ -58,16 +59,23 @@ def results(loss, arguments, fixed, **options):
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
-@pytest.mark.parametrize(("split", "kind"), [*((split, "ids") for split in SPLITS), ("both", "soft")])
-def test_linear_on_a_mesh_is_that_on_one_device(rng, axis_type, split, kind):
-    problem = make_problem(rng, (B, T), D, V, kind, softcap=4.0, dtype=np.float32)
+@pytest.mark.parametrize(
+    ("split", "kind", "masked"),
+    [
+        *((split, "ids", False) for split in SPLITS),
+        *((split, "ids", True) for split in ("rows", "both")),
+        ("both", "soft", True),
+    ],
+)
+def test_linear_on_a_mesh_is_that_on_one_device(rng, axis_type, split, kind, masked):
+    problem = make_problem(rng, (B, T), D, V, kind, softcap=4.0, masked=masked, dtype=np.float32)
     specs = specs_of(split, kind)
     want = jax.jit(functools.partial(results, materialised))(problem.arguments, problem.fixed)
     placed = (on_mesh(make_mesh(axis_type), specs, part) for part in (problem.arguments, problem.fixed))
     got = jax.jit(functools.partial(results, fused, chunk_size=CHUNK))(*placed)
     assert_tree_close(jax.device_get(got), want, 5e-6)
     rows, (_, slopes) = got
-    assert rows.sharding.is_equivalent_to(NamedSharding(make_mesh(axis_type), specs["where"]), rows.ndim)
+    assert rows.sharding.is_equivalent_to(NamedSharding(make_mesh(axis_type), specs["sample_weight"]), rows.ndim)
     for name, slope in slopes.items():
         # Under Auto axes jax does not tell how a kernel is split, and XLA leaves the gradient of a gathered one whole.
         if not (split.startswith("width") and name == "kernel" and axis_type == AxisType.Auto):

@@ -88,6 +88,18 @@ def test_linear_copies_neither_hidden_nor_soft_labels(chunk_size):
     assert temporary_bytes(program) < 4 * n * d
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32], ids=lambda dtype: jnp.dtype(dtype).name)
+def test_linear_distributions_are_not_converted_whole(dtype, masked):
+    n, d, v = 512, 16, 20000
+    arguments = struct((n, d)), struct((d, v)), struct((n, v), dtype), struct((n,), jnp.bool_)
+
+    def loss(hidden, kernel, labels, where):
+        return mean(hidden, kernel, labels, where=where if masked else None, chunk_size=16)
+
+    assert temporary_bytes(compiled(jax.value_and_grad(loss, (0, 1)), *arguments)) < n * v
+
+
 # The three bounds are at the shapes of a small language model. A second number of rows shows what grows with them.
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("loss", [mean, mean_of_rows], ids=["mean", "none"])

@@ -25,7 +25,7 @@ def scalar(loss, problem, reduction, **options):
 @pytest.mark.parametrize("kind", ["ids", "soft"])
 def test_linear_second_order(rng, x64, reduction, kind):
     """By every argument and between all of them: Hessian-vector products by reverse and by forward over reverse."""
-    problem = make_problem(rng, (5,), 3, 4, kind, softcap=4.0)
+    problem = make_problem(rng, (5,), 3, 4, kind, softcap=4.0, masked=False)
     direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), problem.arguments)
 
     @jax.jit
@@ -55,7 +55,12 @@ def batch_of_problems(rng, batched):
 
 @pytest.mark.parametrize(
     "batched",
-    [("hidden", "labels", "where"), ("kernel", "bias"), ("label_smoothing", "z_loss", "logit_softcap"), ("labels",)],
+    [
+        ("hidden", "labels", "where"),
+        ("kernel", "bias"),
+        ("label_smoothing", "z_loss", "logit_scale", "logit_softcap"),
+        ("labels",),
+    ],
     ids=["batch", "ensemble", "hyper-parameters", "labels"],
 )
 def test_linear_vmap_is_the_loop(rng, x64, batched):

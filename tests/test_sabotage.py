@@ -27,7 +27,8 @@ LOSSES, TARGETS = "_core/rows/losses.py", "_core/targets.py"
 OF_STATE, OF_CPU = "tests/_core/rows/test_state.py", "tests/_core/rows/test_cpu.py"
 SHARDS = "_core/shards.py"
 SOFTMAX, VOCAB_AXIS = "tests/test_softmax.py", "tests/test_vocab_axis.py"
-LINEAR, FUSED, FUSED_ON_MESHES = "_core/linear/rule.py", "tests/test_linear.py", "tests/test_linear_meshes.py"
+LINEAR, PRODUCTS, CHUNKS = (f"_core/linear/{room}.py" for room in ("rule", "products", "chunks"))
+FUSED, FUSED_ON_MESHES, FUSED_MASKS = (f"tests/test_linear{of}.py" for of in ("", "_meshes", "_masks"))
 PROBABILITIES, PROBS = "_core/rows/probabilities.py", "tests/test_probs.py"
 SABOTAGES = {
     "mask dropped from the value": Sabotage(
@@ -389,11 +390,11 @@ SABOTAGES = {
         "optax",
     ),
     "masked hidden states meet the matmuls": Sabotage(
-        LINEAR,
+        PRODUCTS,
         "return rows.hidden if rows.where is None else jnp.where(rows.where[:, None], rows.hidden, 0)",
         "return rows.hidden",
-        FUSED,
-        "masked_rows and mean and ids",
+        FUSED_MASKS,
+        "not_there and mean and ids",
     ),
     "cotangents of rows dropped": Sabotage(
         LINEAR,
@@ -410,30 +411,50 @@ SABOTAGES = {
         "plain_formula and 31 and None",
     ),
     "remainder of the rows dropped": Sabotage(
-        "_core/linear/chunks.py",
+        CHUNKS,
         "sums = jax.tree.map(jnp.add, sums, terms)\n    return",
         "sums = sums\n    return",
         FUSED,
         "plain_formula and 31 and None",
     ),
     "chunks left in their own order": Sabotage(
-        "_core/linear/chunks.py", "lambda a: a.swapaxes(0, 1)", "lambda a: a", FUSED, "does_not_depend_on_the_chunks"
+        CHUNKS, "lambda a: a.swapaxes(0, 1)", "lambda a: a", FUSED, "does_not_depend_on_the_chunks"
+    ),
+    "masked rows left in the order of the chunks": Sabotage(
+        CHUNKS, "jnp.take(a, place, 0", "jnp.take(a, jnp.sort(place), 0", FUSED_MASKS, "not_there and none and ids"
+    ),
+    "a chunk skipped that has rows that count": Sabotage(
+        CHUNKS, "lax.cond(i < order.number", "lax.cond(i + 1 < order.number", FUSED_MASKS, "not_there and mean and ids"
+    ),
+    "gradient of masked hidden states not written": Sabotage(
+        PRODUCTS,
+        "return gradient if rows.where is None else jnp.where(rows.where[:, None], gradient, 0)",
+        "return gradient",
+        FUSED_MASKS,
+        "beside_a_bad_kernel",
+    ),
+    "logit_scale without its derivative": Sabotage(
+        PRODUCTS,
+        "else shared.logit_scale * products",
+        "else lax.stop_gradient(shared.logit_scale) * products",
+        FUSED,
+        "plain_formula and 31 and None",
     ),
     "softcap without its derivative": Sabotage(
-        LINEAR,
+        PRODUCTS,
         "softcap(logits, shared.logit_softcap)",
         "logits + lax.stop_gradient(softcap(logits, shared.logit_softcap) - logits)",
         FUSED,
         "plain_formula and 31 and 5.0",
     ),
     "softcap of inf taken for a cap": Sabotage(
-        LINEAR, "return jnp.where(is_none, logits, capped)", "return capped", FUSED, "softcap_of_inf"
+        PRODUCTS, "return jnp.where(is_none, logits, capped)", "return capped", FUSED, "softcap_of_inf"
     ),
     "softcap of a class that does not exist": Sabotage(
-        LINEAR, "jnp.where(is_dead, -jnp.inf, cap", "jnp.where(False, -jnp.inf, cap", FUSED, "padded_columns"
+        PRODUCTS, "jnp.where(is_dead, -jnp.inf, cap", "jnp.where(False, -jnp.inf, cap", FUSED, "padded_columns"
     ),
     "kernel gradient rounded chunk by chunk": Sabotage(
-        LINEAR,
+        PRODUCTS,
         "return _outer(config, hidden, d_products)\n",
         "return _outer(config, hidden, d_products).astype(hidden.dtype)\n",
         FUSED,
@@ -447,24 +468,24 @@ SABOTAGES = {
         "inside_and_outside and ids",
     ),
     "caller's vocab axis dropped on an Explicit mesh": Sabotage(
-        LINEAR,
+        "_core/linear/records.py",
         "vocab = (self.vocab_axis_name or ()) + self.placement.class_axes",
         "vocab = self.placement.class_axes",
         FUSED_ON_MESHES,
         "beside_an_explicit",
     ),
     "float16 rows left at their own scale": Sabotage(
-        LINEAR, "if dtype != jnp.float16:", "if True:", FUSED, "scale_of_the_weights and 1e-08 and sum"
+        PRODUCTS, "if dtype != jnp.float16:", "if True:", FUSED, "scale_of_the_weights and 1e-08 and sum"
     ),
     "float16 rows not brought back to their scale": Sabotage(
-        LINEAR,
+        PRODUCTS,
         "gradient if unit is None else gradient * unit",
         "gradient",
         FUSED,
         "scale_of_the_weights and 1e-08 and mean",
     ),
     "unit of a float16 row of 0 taken for the highest": Sabotage(
-        LINEAR,
+        PRODUCTS,
         "jnp.maximum(unit, 2.0**-100), 2.0**-100)",
         "jnp.where(unit > 0, unit, 1), 1)",
         FUSED,

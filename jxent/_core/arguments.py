@@ -425,6 +425,14 @@ def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool) -> tuple[Ar
     return kernel, num_classes
 
 
+def as_logit_scale(fn: str, value: Any, dtype: Any) -> Any:
+    """A scalar in the compute dtype, which may be traced; None for none."""
+    if value is None:
+        return None
+    check_range(fn, "logit_scale", value, -np.inf, np.inf)
+    return as_scalar(fn, "logit_scale", value, dtype)
+
+
 def as_softcap(fn: str, value: Any, dtype: Any) -> Any:
     """A positive scalar in the compute dtype, which may be traced; None for none, as for the number inf."""
     if value is None:

@@ -62,6 +62,7 @@ class LinearOptions(RowOptions, total=False):
     ignore_index: int | None
     label_smoothing: Scalar
     z_loss: Scalar
+    logit_scale: Scalar | None
     logit_softcap: Scalar | None
     vocab_axis_name: Any
     chunk_size: int | None

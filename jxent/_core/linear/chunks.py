@@ -1,11 +1,14 @@
-"""Rows in chunks: how many rows one takes, and a map over the chunks of a batch that copies none of its arrays.
+"""Rows in chunks: how many rows one takes, and maps over the chunks of a batch that copy none of its arrays.
 
-The N rows make `n` chunks of `C`. Where C·n = N, chunk i holds the rows i, i+n, i+2n, …: in `[N, …]` seen as `[C, n, …]`
-those are one slice, and a batch that is split over devices has an equal part of every chunk on each of them. Where
-chunks do not fill N, they are runs of rows, and the remainder is one more, smaller chunk: a strided view would need a
-copy of all that it covers.
+Where chunks of C fill the N rows, chunk i of n holds the rows i, i+n, i+2n, …: in `[N, …]` seen as `[C, n, …]` those are one
+slice, and a batch that is split over devices has an equal part of every chunk on each of them. Where chunks do not fill
+N, they are runs of rows, and the remainder is one more, smaller chunk: a strided view would need a copy of all that it
+covers.
+
+Where rows are masked, the chunks take those that count first, by their numbers, and what is left without any is not run.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,66 +16,139 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jxent._core.shards import zeros_of
+from jxent._core.shards import varying_axes, zeros_of
 
-# What the logits of one chunk may take on a device, in the dtype they are computed in; or a quarter of the kernel's
-# gradient, if that is more: so a chunk is never what fills the memory, and wide kernels, whose gradient is read and
-# written once a chunk, get the thousand rows or more that hide this behind the matmuls.
-_CHUNK_BYTES = 64 * 2**20
-# Of a chunk that has to be filled with padding, and of one whose rows have a symbolic number of bytes.
+GIB, MIB = 2**30, 2**20
+
+# An accelerator reads and writes the float32 gradient of the kernel, 8·D·V bytes, once a chunk, and a chunk must be long
+# enough to hide that behind its 2·C·D·V operations: C ≥ 4 · (operations a second) / (bytes a second), some 1000 rows on
+# a TPU v5e, 2200 on a v6e, 1200 on an H100. Twice as many on a GPU, where matmuls and sums overlap less. The compilers plan
+# no other number much better for another generation or width.
+_ROWS_ON_TPU, _ROWS_ON_GPU = 2048, 4096
+# What the logits of one chunk may take on an accelerator.
+_BYTES = 2 * GIB
+# On the CPU, as measured: so much, or a quarter of the kernel's gradient if that is more. So the logits are never what
+# fills the memory, and wide kernels get the thousand rows or more that hide their gradient.
+_BYTES_ON_CPU = 64 * MIB
+# Of a chunk whose rows have a symbolic number of bytes, or whose number is symbolic.
 _FEW_ROWS = 512
+# Into how many chunks masked rows are cut, of which half a one on average is run in vain; and the fewest rows that such a
+# chunk has, lest what each costs shows.
+_MASKED_CHUNKS, _FEWEST_MASKED_ROWS = 4, 1024
+_MASKED_CHUNKS_ON_CPU, _FEWEST_MASKED_ROWS_ON_CPU = 16, 128
 
 
 class ChunkPlan(NamedTuple):
     """`number` chunks of `size` rows each, and then one of `remainder` rows."""
 
-    number: int
+    number: Any
     size: int
-    remainder: int
+    remainder: int = 0
 
 
-def chunk_rows_allowed(num_classes: int, depth: int, itemsize: int, num_devices: int) -> int:
-    """The most rows that a chunk takes by default, of which each device has a part.
+class Extent(NamedTuple):
+    """What there is to cut.
 
-    Args:
-        num_classes: V, which may be symbolic, as D may.
-        depth: D.
+    Attributes:
+        num_rows: N, above 0; or symbolic, as while exporting.
+        num_classes: V, and `depth` is D; either may be symbolic.
         itemsize: of the logits.
-        num_devices: how many share the rows or the classes.
+        num_devices: how many share the rows or the classes of a chunk.
+        num_blocks: into how many equal runs the rows lie, of which each gives the same part of every chunk of masked rows.
+        kind: of the device, as jax calls it.
     """
-    if not (isinstance(num_classes, int) and isinstance(depth, int)):
-        return _FEW_ROWS
-    row_bytes = num_classes * itemsize
-    budget = num_devices * max(_CHUNK_BYTES, row_bytes * depth // num_devices // 4)
-    return max(budget // row_bytes, 1)
+
+    num_rows: Any
+    num_classes: Any
+    depth: Any
+    itemsize: int
+    num_devices: int
+    num_blocks: int
+    kind: str
+
+    @property
+    def is_symbolic(self) -> bool:
+        return not all(isinstance(size, int) for size in (self.num_rows, self.num_classes, self.depth))
+
+    @property
+    def is_on_cpu(self) -> bool:
+        return self.kind == "cpu"
+
+    @property
+    def most_rows(self) -> int:
+        """Of a chunk, of which each device has a part."""
+        if self.is_symbolic:
+            return _FEW_ROWS
+        row_bytes = self.num_classes * self.itemsize
+        if self.is_on_cpu:
+            allowed = (
+                self.num_devices * max(_BYTES_ON_CPU, row_bytes * self.depth // self.num_devices // 4) // row_bytes
+            )
+        else:
+            hiding = _ROWS_ON_TPU if self.kind.startswith("TPU") else _ROWS_ON_GPU
+            allowed = self.num_devices * min(hiding, _BYTES // row_bytes)
+        return max(allowed, 1)
 
 
-def plan_chunks(num_rows: int, chunk_rows: int, is_fixed: bool) -> ChunkPlan:
-    """Chunks of `chunk_rows`; or, where that is not fixed, of no more, cut so that they fill the rows if they can.
-
-    Args:
-        num_rows: N, above 0; or symbolic, as while exporting, and then a multiple of the chunks (see `padding`).
-        chunk_rows: positive.
-        is_fixed: whether it is what the caller wants.
-    """
-    if not isinstance(num_rows, int):
-        size = chunk_rows if is_fixed else min(chunk_rows, _FEW_ROWS)
-        return ChunkPlan(num_rows // size, size, 0)
-    if not is_fixed:
-        fewest = -(-num_rows // chunk_rows)
+def plan_chunks(extent: Extent, chunk_size: int | None) -> ChunkPlan:
+    """Chunks of `chunk_size` rows; or, for None, of what suits the device, cut so that they fill the rows if they can."""
+    num_rows, size = extent.num_rows, chunk_size
+    if size is None:
+        fewest = -(-num_rows // extent.most_rows)
         # Chunks of less than half of what is allowed would cost more than the remainder does.
-        count = next((n for n in range(fewest, 2 * fewest) if num_rows % n == 0), fewest)
-        chunk_rows = -(-num_rows // count)
-    size = min(chunk_rows, num_rows)
+        number = next((n for n in range(fewest, 2 * fewest) if num_rows % n == 0), fewest)
+        size = -(-num_rows // number)
+    size = min(size, num_rows)
     return ChunkPlan(num_rows // size, size, num_rows % size)
 
 
-def padding(num_rows: Any, chunk_rows: int, is_fixed: bool) -> Any:
-    """How many rows to add, so that chunks fill them: of a symbolic number of rows there can be no remainder."""
-    if isinstance(num_rows, int):
-        return 0
-    size = plan_chunks(num_rows, chunk_rows, is_fixed).size
-    return -(-num_rows // size) * size - num_rows
+def plan_counted(extent: Extent, chunk_size: int | None) -> ChunkPlan:
+    """The same for rows that are taken by their number: the last of the chunks may lack some, and nothing remains. Each of
+    the blocks gives as many rows to a chunk.
+    """
+    in_block, size = extent.num_rows // extent.num_blocks, chunk_size
+    if size is None:
+        size = extent.most_rows
+        if not extent.is_symbolic:
+            number, fewest = _MASKED_CHUNKS, _FEWEST_MASKED_ROWS
+            if extent.is_on_cpu:
+                number, fewest = _MASKED_CHUNKS_ON_CPU, _FEWEST_MASKED_ROWS_ON_CPU
+            size = min(size, max(-(-extent.num_rows // number), extent.num_devices * fewest))
+    own = -(-size // extent.num_blocks)
+    number = -(-in_block // own)
+    own = -(-in_block // number) if isinstance(in_block, int) else own
+    return ChunkPlan(number, own * extent.num_blocks)
+
+
+class Order(NamedTuple):
+    """In which order the rows of each of the blocks are taken.
+
+    Attributes:
+        row: `[blocks, number · size / blocks]`, the numbers of rows within their block; of those that are not there, a number
+            beyond.
+        place: `[blocks, N / blocks]`, where in this order each row is.
+        number: how many chunks have rows that count.
+    """
+
+    row: Array
+    place: Array
+    number: Array
+
+
+def counted_first(where: Array, plan: ChunkPlan, num_blocks: int, is_shared: bool) -> Order:
+    """The rows that count, and then the others, each as they lie.
+
+    Devices that share the classes send each other something in each chunk: if `is_shared`, all run as many.
+    """
+    where = where.reshape(num_blocks, where.shape[0] // num_blocks)
+    own = plan.size // num_blocks
+    row = jnp.argsort(jnp.logical_not(where), axis=1, stable=True).astype(jnp.int32)
+    place = jnp.argsort(row, axis=1).astype(jnp.int32)
+    missing = plan.number * own - where.shape[1]
+    row = jnp.pad(row, ((0, 0), (0, missing)), constant_values=jnp.iinfo(jnp.int32).max)
+    number = (jnp.max(jnp.sum(where, 1, dtype=jnp.int32)) + (own - 1)) // own
+    axes = tuple(sorted(varying_axes(number), key=str)) if is_shared else ()
+    return Order(row, place, lax.pmax(number, axes) if axes else number)
 
 
 def map_chunks(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan) -> tuple[Any, Any]:
@@ -88,7 +164,7 @@ def map_chunks(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan) 
         The first part for all rows, `[N, …]`, and the sums.
     """
     f = jax.checkpoint(f, prevent_cse=False)
-    if isinstance(plan.number, int) and plan.number == 1 and not plan.remainder:
+    if plan.number == 1 and not plan.remainder:
         return f(rows)
 
     strided = not plan.remainder
@@ -114,3 +190,42 @@ def map_chunks(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan) 
         per_row = jax.tree.map(lambda a, b: jnp.concatenate((a, b)), per_row, last)
         sums = jax.tree.map(jnp.add, sums, terms)
     return per_row, sums
+
+
+def map_counted(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan, order: Order) -> tuple[Any, Any]:
+    """`map_chunks` in an `order`, of those chunks that have rows that count; where none does the results are 0.
+
+    A bool among the `rows` is False of rows that are not there. Under `jax.vmap` over the order every chunk is run.
+    """
+    f = jax.checkpoint(f, prevent_cse=False)
+    num_blocks, own = order.row.shape[0], plan.size // order.row.shape[0]
+    rows = jax.tree.map(lambda a: a.reshape(*order.place.shape, *a.shape[1:]), rows)
+
+    def of_block(a: Array, row: Array) -> Array:
+        if a.dtype == jnp.bool_:
+            return jnp.take(a, row, 0, mode="fill", fill_value=False)
+        return jnp.take(a, row, 0, mode="clip")
+
+    def run(i: Array) -> tuple[Any, Any]:
+        row = lax.dynamic_slice_in_dim(order.row, i * own, own, 1)
+        taken = jax.tree.map(lambda a: jax.vmap(of_block)(a, row), rows)
+        per_row, terms = f(jax.tree.map(lambda a: a.reshape(plan.size, *a.shape[2:]), taken))
+        return jax.tree.map(lambda a: a.reshape(num_blocks, own, *a.shape[1:]), per_row), terms
+
+    of_none, no_terms = zeros_of(jax.eval_shape(run, jnp.int32(0)))
+
+    def step(sums: Any, i: Array) -> tuple[Any, Any]:
+        def added(sums: Any) -> tuple[Any, Any]:
+            per_row, terms = run(i)
+            return jax.tree.map(jnp.add, sums, terms), per_row
+
+        return lax.cond(i < order.number, added, lambda sums: (sums, of_none), sums)
+
+    sums, per_row = lax.scan(step, no_terms, jnp.arange(plan.number, dtype=jnp.int32))
+
+    def in_place(a: Array) -> Array:
+        a = jnp.moveaxis(a, 0, 1).reshape(num_blocks, plan.number * own, *a.shape[3:])
+        a = jax.vmap(lambda a, place: jnp.take(a, place, 0, mode="clip"))(a, order.place)
+        return a.reshape(math.prod(order.place.shape), *a.shape[2:])
+
+    return jax.tree.map(in_place, per_row), sums

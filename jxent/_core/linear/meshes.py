@@ -59,7 +59,7 @@ class Placement(NamedTuple):
             return P(*rows, classes)
         if name in ("bias", "class_weight"):
             return P(classes)
-        return P() if name in ("logit_softcap", "smoothing", "z_loss") else P(*rows)
+        return P() if name in ("logit_scale", "logit_softcap", "smoothing", "z_loss") else P(*rows)
 
 
 def placement_of(hidden: Array, kernel: Array, transpose_kernel: bool, are_ids: bool) -> Placement | None:
@@ -104,6 +104,24 @@ def num_sharing(hidden: Array) -> int:
     """How many devices may share the rows and classes of these arrays, where it is XLA that finds out how."""
     mesh = jax.typeof(hidden).sharding.mesh
     return math.prod(mesh.shape[name] for name in mesh.auto_axes)
+
+
+def num_blocks(hidden: Array, num_rows: int) -> int:
+    """In how many equal runs the rows may be split over devices without jax's knowing of it: over Auto axes of a mesh; or
+    over any devices there are, where it does not know of a mesh, as under `jit(in_shardings=...)`.
+    """
+    is_unknown = jax.typeof(hidden).sharding.mesh.empty
+    num_devices = jax.device_count() if is_unknown else num_sharing(hidden)
+    return math.gcd(num_rows, num_devices) if isinstance(num_rows, int) else 1
+
+
+def device_kind(hidden: Array, kernel: Array) -> str:
+    """As jax calls the devices of the mesh; or, where it does not know of one, that on which programs run by default."""
+    device = getattr(mesh_of(hidden, kernel), "abstract_device", None)
+    if device is None:
+        device = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
+        device = jax.devices(device)[0] if isinstance(device, str) else device
+    return device.device_kind
 
 
 def on_devices(placement: Placement | None, f: Callable[..., Any], arguments: Any, results: Any) -> Any:

@@ -1,0 +1,120 @@
+"""One chunk of rows: its logits, what becomes of them, and the gradients that come back through the two matmuls."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jxent._core.dtypes import compute_dtype
+from jxent._core.linear.records import Config, Evaluated, LinearAux, PerRow, Shared
+from jxent._core.rows.losses import evaluate, row_log_z, row_loss, row_mass, row_nll, row_predicted
+from jxent._core.shards import aligned
+from jxent._core.targets import Targets
+
+
+def chunk_rows(config: Config, products: Array, rows: PerRow, shared: Shared) -> tuple[Evaluated, Array]:
+    """From hidden·W on, differentiated by jax, the rows by their own rule: what they are, and log_z of each."""
+    logits = products if shared.logit_scale is None else shared.logit_scale * products
+    logits = logits if shared.bias is None else logits + shared.bias[None, :]
+    if shared.logit_softcap is not None:
+        logits = softcap(logits, shared.logit_softcap)
+    targets = Targets(
+        labels=rows.labels,
+        class_weight=shared.class_weight,
+        label_weight=rows.label_weight,
+        smoothing=shared.smoothing,
+        sample_weight=None,
+        where=rows.where,
+        axis=1,
+        vocab_axis_name=config.vocab_axis_name,
+        no_class=config.no_class,
+    )
+    state = evaluate(logits, targets, aux=config.with_aux)
+    loss = row_loss(state, targets, shared.z_loss)
+    log_z = row_log_z(state, targets)
+    mass = None if targets.are_ids else row_mass(state, targets)
+    if not config.with_aux:
+        return Evaluated(loss, None, mass), log_z
+    aux = LinearAux(log_z, row_predicted(state, targets), row_nll(state, targets))
+    return Evaluated(loss, aux, mass), log_z
+
+
+def softcap(logits: Array, cap: Array) -> Array:
+    """cap·tanh(logits/cap), but −inf stays −inf: such a class does not exist. A cap of inf is none."""
+    is_dead, is_none = logits == -jnp.inf, cap == jnp.inf
+    cap = jnp.where(is_none, 1, cap)
+    capped = jnp.where(is_dead, -jnp.inf, cap * jnp.tanh(jnp.where(is_dead, 0, logits) / cap))
+    return jnp.where(is_none, logits, capped)
+
+
+def products_of(config: Config, rows: PerRow, shared: Shared) -> Array:
+    """hidden·W, `[C, V]`."""
+    return _matmul(config, _counted(rows), _kernel(rows, shared), 1, int(config.transpose_kernel))
+
+
+def narrowed(d_products: Array, dtype: Any) -> tuple[Array, Array | None]:
+    """The gradient of the products in the dtype of their operands, and what a unit of each row of it stands for: a power
+    of two, `[C, 1]`, or None for 1.
+
+    The coefficient of a row (its weight, the loss scale) may lie far from 1, and float16 reaches from 6e-8 to 65504. So
+    there the highest entry of each row comes to 2¹⁴ or so, whatever the coefficient is.
+    """
+    if dtype != jnp.float16:
+        return d_products.astype(dtype), None
+    highest = lax.stop_gradient(jnp.max(jnp.abs(d_products), 1, keepdims=True))
+    # Rounded to no mantissa at all it is a power of two. Rows of 0 and of NaN get the lowest unit, which hides no other's.
+    unit = lax.reduce_precision(highest, jnp.finfo(highest.dtype).nexp, 0)
+    unit = jnp.where(unit < jnp.inf, jnp.maximum(unit, 2.0**-100), 2.0**-100) * 2.0**-14
+    return (d_products / unit).astype(dtype), unit
+
+
+def d_hidden_of(config: Config, d_products: Array, unit: Array | None, rows: PerRow, shared: Shared) -> Array:
+    gradient = _matmul(config, d_products, _kernel(rows, shared), 1, int(not config.transpose_kernel))
+    gradient = gradient if unit is None else gradient * unit
+    return gradient if rows.where is None else jnp.where(rows.where[:, None], gradient, 0)
+
+
+def d_kernel_of(config: Config, d_products: Array, unit: Array | None, rows: PerRow) -> Array:
+    hidden = _counted(rows)
+    if unit is None:
+        return _outer(config, hidden, d_products)
+    # A sum over the rows has one unit: that of the row whose gradient is the highest. What the others lose by it is lost
+    # in that sum anyway.
+    highest = jnp.max(unit)
+    hidden = (hidden.astype(unit.dtype) * (unit / highest)).astype(hidden.dtype)
+    return highest * _outer(config, hidden, d_products)
+
+
+def _outer(config: Config, hidden: Array, d_products: Array) -> Array:
+    """hiddenᵀ·d_products, `[D, V]`, or its transpose."""
+    operands = (d_products, hidden) if config.transpose_kernel else (hidden, d_products)
+    if hidden.dtype != jnp.bfloat16:
+        return _matmul(config, *operands, 0, 0)
+
+    # XLA:CPU converts such operands anyway, but for some batches of them, for which it then has no matmul.
+    def of_converted(a: Array, b: Array) -> Array:
+        dtype = compute_dtype(a.dtype)
+        return _matmul(config, a.astype(dtype), b.astype(dtype), 0, 0)
+
+    return lax.platform_dependent(
+        *aligned(operands), cpu=of_converted, default=lambda a, b: _matmul(config, a, b, 0, 0)
+    )
+
+
+def _counted(rows: PerRow) -> Array:
+    """The hidden states, 0 in masked rows: in a matmul, a NaN there would reach every row."""
+    return rows.hidden if rows.where is None else jnp.where(rows.where[:, None], rows.hidden, 0)
+
+
+def _kernel(rows: PerRow, shared: Shared) -> Array:
+    return shared.kernel.astype(rows.hidden.dtype)
+
+
+def _matmul(config: Config, a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
+    return lax.dot_general(
+        a,
+        b,
+        (((a_axis,), (b_axis,)), ((), ())),
+        precision=config.precision,
+        preferred_element_type=compute_dtype(a.dtype),
+    )
