@@ -241,14 +241,14 @@ SABOTAGES = {
         "single_long_row and four and 40000",
     ),
     "binary terms free to be written out in parts": Sabotage(
-        "_core/platform.py",
+        "_core/xla.py",
         "cpu=_selected, default=_same",
         "default=_same",
         "tests/test_memory.py",
         "one_array_at_most",
     ),
     "binary value and gradient free to share": Sabotage(
-        "_core/platform.py",
+        "_core/xla.py",
         "constant = _barrier(platforms, leaves)",
         "constant = leaves",
         "tests/test_memory.py",

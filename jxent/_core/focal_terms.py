@@ -13,7 +13,6 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jxent._core.binary_targets import BinaryTargets
-from jxent._core.platform import cpu_whole, remade
 from jxent._core.sigmoid_terms import (
     Coefficient,
     harmless,
@@ -24,6 +23,7 @@ from jxent._core.sigmoid_terms import (
     softplus,
 )
 from jxent._core.silence import silenced
+from jxent._core.xla import cpu_whole, remade
 
 
 def modulated(loss: Array, miss: Array, gamma: Array) -> Array:

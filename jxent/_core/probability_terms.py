@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jxent._core.binary_targets import BinaryTargets, as_probabilities
-from jxent._core.platform import remade
 from jxent._core.rows.probabilities import LOWEST_LOG, clamped_log, lowest_divisor
 from jxent._core.sigmoid_terms import harmless, scaled, smoothed
+from jxent._core.xla import remade
 
 
 @remade("cpu")

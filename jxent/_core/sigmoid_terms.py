@@ -14,8 +14,8 @@ from jax.custom_derivatives import SymbolicZero
 
 from jxent._core.binary_targets import BinaryTargets
 from jxent._core.dtypes import compute_dtype
-from jxent._core.platform import cpu_whole, remade
 from jxent._core.silence import silenced
+from jxent._core.xla import cpu_whole, remade
 
 
 @remade("cpu")

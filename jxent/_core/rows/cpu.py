@@ -16,10 +16,10 @@ from jax import Array, lax
 from jax.sharding import AxisType
 
 from jxent._core.dtypes import compute_dtype
-from jxent._core.platform import cpu_barrier
 from jxent._core.rows import state
 from jxent._core.rows.state import SHARE, RowState, TargetState, Wanted
 from jxent._core.shards import along, class_ids, entry_at, is_split
+from jxent._core.xla import cpu_barrier
 
 # Up to here one reduction of several operands is the faster.
 _FEW_CLASSES = 32

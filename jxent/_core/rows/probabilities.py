@@ -20,13 +20,13 @@ from jax.custom_derivatives import SymbolicZero
 
 from jxent._core.arguments import ROUNDING, row_shape
 from jxent._core.dtypes import compute_dtype
-from jxent._core.platform import remade
 from jxent._core.rows.cpu import TARGETS, Operands, Sums, target_dot
 from jxent._core.rows.rule import Rows, TargetRows
 from jxent._core.rows.state import SHARE, TargetState, Wanted, dense_targets
 from jxent._core.shards import along, class_ids, entry_at
 from jxent._core.sigmoid_terms import scaled
 from jxent._core.targets import Targets
+from jxent._core.xla import remade
 
 LOWEST_LOG = -100.0
 _LOWEST_PROB = 1e-12
