@@ -117,10 +117,12 @@ def linear_softmax_cross_entropy(
         class_weight: `[V]`, the weight w_c of each class. Default: 1.
         sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
         where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
-            whatever they hold: NaN in `hidden` there reaches no gradient. They cost next to nothing: the rows that count
-            are taken first, and chunks without any are not run. Under Auto axes of a mesh that split the rows, no row is
-            moved to another device: each takes its own that count, and as many chunks are run as the device with the
-            most of them needs. A batch of masks under `jax.vmap` runs all chunks. Default: all rows count.
+            whatever they hold: NaN in `hidden` there reaches no gradient. They cost next to nothing where there are
+            several chunks: the rows that count are taken first, and chunks without any are not run. On a mesh that splits
+            the leading axis of the rows, no row is moved to another device: each takes its own that count, and as many
+            chunks are run as the device with the most of them needs. Where jax knows of no mesh (`jax.typeof` tells), as
+            under `jax.jit(in_shardings=...)`, rows are taken as if all devices there are had equal runs of them. A batch
+            of masks under `jax.vmap` runs all chunks. Default: all rows count.
         ignore_index: a static integer; rows with this id are masked, as by `where`, and cost as little. Not for
             distributions.
         label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): q ← (1−ε)·q + ε/V', with V' the
@@ -141,10 +143,11 @@ def linear_softmax_cross_entropy(
         chunk_size: rows per chunk; a static integer. Default: on a TPU 2048 and on a GPU 4096, so that the matmuls hide
             the gradient of the kernel, which is read and written once a chunk; fewer where their logits would take more
             than 2 GiB in the result dtype. On a CPU as many as have 64 MiB of logits, or a quarter of the kernel's
-            gradient if that is more. Of such sizes one that divides N if there is one, and smaller ones for masked rows.
-            512 saves 1.1 GiB of 4.2 for 32768 rows of a kernel [4096, 128256]. On a mesh with Auto axes that split the
-            rows, take one that divides N and that the number of devices divides. The result does not depend on it beyond
-            rounding.
+            gradient if that is more. (The devices of the mesh count, or else the default one, also for a program that
+            is exported for another.) Of such sizes one that divides N if there is one, and smaller ones for masked rows.
+            By the compiler's plan for a TPU 512 saves 1.1 GiB of 4.2 for 32768 rows of a bfloat16 kernel [4096, 128256].
+            On a mesh with Auto axes that split the rows, take one that divides N and that the number of devices divides.
+            The result does not depend on it beyond rounding.
         precision: of the matmuls, as in `jax.lax.dot_general`.
 
     Returns:

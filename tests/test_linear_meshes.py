@@ -379,3 +379,35 @@ def test_linear_takes_arguments_split_in_any_way(rng, kind, seed):
     wanted = jax.device_get(value_and_grad(arrays, fixed))
     actual = jax.device_get(value_and_grad(*jax.tree.map(place, (arrays, fixed))))
     assert_tree_close(actual, wanted, 5e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "partial"])
+@pytest.mark.parametrize("split", ["hidden", "kernel"])
+def test_linear_distributions_that_are_alike_on_all_devices(rng, split, reduction):
+    """In a `shard_map` in which the labels vary over fewer axes than what they are compared with."""
+    hidden, kernel = (
+        jnp.asarray(rng.normal(size=(8, 4)), np.float32),
+        jnp.asarray(rng.normal(size=(2, 4, 5)), np.float32),
+    )
+    labels = jnp.asarray(rng.dirichlet(np.ones(5), 4), np.float32)
+
+    def mean(hidden, kernel, labels):
+        loss = jxent.linear_softmax_cross_entropy(hidden, kernel[0], labels, reduction=reduction, chunk_size=2)
+        return jax.lax.pmean(loss if reduction == "mean" else loss.value(), "data")
+
+    specs = {"hidden": (ROWS, P()), "kernel": (P(), ROWS)}[split]
+    over_mesh = jax.shard_map(mean, mesh=make_mesh(), in_specs=(*specs, P()), out_specs=P())
+
+    def one_by_one(hidden, kernel, labels):
+        halves = {
+            "hidden": [(hidden[:4], kernel), (hidden[4:], kernel)],
+            "kernel": [(hidden[:4], k[None]) for k in kernel],
+        }
+        losses = [jxent.linear_softmax_cross_entropy(h, k[0], labels, reduction="mean") for h, k in halves[split]]
+        return sum(losses) / 2
+
+    if split == "kernel":
+        hidden = hidden[:4]
+    arguments = hidden, kernel, labels
+    got, want = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments) for f in (over_mesh, one_by_one))
+    assert_tree_close(jax.device_get(got), jax.device_get(want), 5e-6)

@@ -1,15 +1,16 @@
-"""Rows in chunks: how many rows one takes, and maps over the chunks of a batch that copy none of its arrays.
+"""Rows in chunks: how many rows one takes, and maps over the chunks of a batch that copy no more of it than a chunk.
 
 Where chunks of C fill the N rows, chunk i of n holds the rows i, i+n, i+2n, …: in `[N, …]` seen as `[C, n, …]` those are one
 slice, and a batch that is split over devices has an equal part of every chunk on each of them. Where chunks do not fill
 N, they are runs of rows, and the remainder is one more, smaller chunk: a strided view would need a copy of all that it
 covers.
 
-Where rows are masked, the chunks take those that count first, by their numbers, and what is left without any is not run.
+Where rows are masked, the chunks take the rows that count first, by their numbers, and chunks without any are not run.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +23,8 @@ GIB, MIB = 2**30, 2**20
 
 # An accelerator reads and writes the float32 gradient of the kernel, 8·D·V bytes, once a chunk, and a chunk must be long
 # enough to hide that behind its 2·C·D·V operations: C ≥ 4 · (operations a second) / (bytes a second), some 1000 rows on
-# a TPU v5e, 2200 on a v6e, 1200 on an H100. Twice as many on a GPU, where matmuls and sums overlap less. The compilers plan
-# no other number much better for another generation or width.
+# a TPU v5e, 1200 on an H100, 2200 on a v6e. On a GPU it is more, as matmuls and sums overlap less there. For no other
+# generation or width do the compilers plan much less with another number.
 _ROWS_ON_TPU, _ROWS_ON_GPU = 2048, 4096
 # What the logits of one chunk may take on an accelerator.
 _BYTES = 2 * GIB
@@ -67,17 +68,13 @@ class Extent(NamedTuple):
     kind: str
 
     @property
-    def is_symbolic(self) -> bool:
-        return not all(isinstance(size, int) for size in (self.num_rows, self.num_classes, self.depth))
-
-    @property
     def is_on_cpu(self) -> bool:
         return self.kind == "cpu"
 
     @property
     def most_rows(self) -> int:
         """Of a chunk, of which each device has a part."""
-        if self.is_symbolic:
+        if not (isinstance(self.num_classes, int) and isinstance(self.depth, int)):
             return _FEW_ROWS
         row_bytes = self.num_classes * self.itemsize
         if self.is_on_cpu:
@@ -87,7 +84,7 @@ class Extent(NamedTuple):
         else:
             hiding = _ROWS_ON_TPU if self.kind.startswith("TPU") else _ROWS_ON_GPU
             allowed = self.num_devices * min(hiding, _BYTES // row_bytes)
-        return max(allowed, 1)
+        return max(allowed if isinstance(self.num_rows, int) else min(allowed, _FEW_ROWS), 1)
 
 
 def plan_chunks(extent: Extent, chunk_size: int | None) -> ChunkPlan:
@@ -109,7 +106,7 @@ def plan_counted(extent: Extent, chunk_size: int | None) -> ChunkPlan:
     in_block, size = extent.num_rows // extent.num_blocks, chunk_size
     if size is None:
         size = extent.most_rows
-        if not extent.is_symbolic:
+        if isinstance(extent.num_rows, int):
             number, fewest = _MASKED_CHUNKS, _FEWEST_MASKED_ROWS
             if extent.is_on_cpu:
                 number, fewest = _MASKED_CHUNKS_ON_CPU, _FEWEST_MASKED_ROWS_ON_CPU
@@ -197,7 +194,6 @@ def map_counted(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan,
 
     A bool among the `rows` is False of rows that are not there. Under `jax.vmap` over the order every chunk is run.
     """
-    f = jax.checkpoint(f, prevent_cse=False)
     num_blocks, own = order.row.shape[0], plan.size // order.row.shape[0]
     rows = jax.tree.map(lambda a: a.reshape(*order.place.shape, *a.shape[1:]), rows)
 
@@ -214,6 +210,8 @@ def map_counted(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan,
 
     of_none, no_terms = zeros_of(jax.eval_shape(run, jnp.int32(0)))
 
+    # All of it, with the conditional: what that keeps for its branches would be kept of every chunk.
+    @partial(jax.checkpoint, prevent_cse=False)
     def step(sums: Any, i: Array) -> tuple[Any, Any]:
         def added(sums: Any) -> tuple[Any, Any]:
             per_row, terms = run(i)

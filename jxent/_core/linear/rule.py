@@ -31,7 +31,7 @@ from jxent._core.linear.records import (
     Shared,
     mapped,
 )
-from jxent._core.shards import VocabAxis, along, summed, varying_axes
+from jxent._core.shards import VocabAxis, aligned, along, summed, varying_axes
 from jxent._core.silence import silenced
 from jxent._core.targets import is_ids
 
@@ -48,8 +48,9 @@ def evaluate_linear(config: Config, rows: PerRow, shared: Shared, coefficient: A
     else:
         evaluated = linear_total(config, rows, shared, coefficient)
     if evaluated.mass is not None:
-        distributions = rows.labels, shared.class_weight, rows.where
-        mass = _differentiable_mass(config.vocab_axis_name, *distributions, evaluated.mass)
+        distributions = rows.labels, shared.class_weight, rows.where, evaluated.mass
+        distributions = aligned(distributions, apart_from=config.vocab_axis_name)
+        mass = _differentiable_mass(config.vocab_axis_name, *distributions)
         evaluated = evaluated._replace(mass=mass)
     aux = evaluated.aux
     if aux is None:

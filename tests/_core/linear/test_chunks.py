@@ -61,6 +61,13 @@ def test_chunk_size_overrules(kind):
     assert plan_counted(extent(100, num_blocks=4, kind=kind), 30) == ChunkPlan(4, 4 * 7)
 
 
+def test_a_symbolic_number_of_rows_keeps_to_what_the_logits_may_take():
+    n, v = jax.export.symbolic_shape("n, v")
+    assert extent(n, 128256, 64).most_rows == 130  # of 64 MiB
+    assert extent(n, 2**22, 64, kind="TPU v6 lite").most_rows == 128  # of 2 GiB
+    assert extent(n, 1000, 64).most_rows == extent(4096, v, 64).most_rows == 512
+
+
 def test_masked_rows_are_cut_finer():
     assert plan_counted(extent(4096, 30000, 384), None) == ChunkPlan(16, 256)
     assert plan_counted(extent(8192, kind="TPU v6 lite"), None) == ChunkPlan(4, 2048)
