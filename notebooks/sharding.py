@@ -208,6 +208,11 @@ def collectives(program):
     """Kind, arrays as {"f32[2,3]": bytes}, and runs per step of each; 1 run means that it is in no loop."""
     turns = dict(re.findall(r" while\(.* body=(\S+),.*known_trip_count\D*(\d+)", program))
     assert len(turns) == program.count(" while(")
+    # A branch of a conditional, which skips chunks without rows that count, runs as often as what it stands in.
+    for body in re.findall(r"^%\S+ \(.*\{\n(?:  .*\n)*", program, re.MULTILINE):
+        runs = turns.get(body.split(" ", 1)[0], 1)
+        for branches in re.findall(r" conditional\(.*?computations?=\{?([^}]*)", body):
+            turns |= dict.fromkeys(re.findall(r"%[\w.-]+", branches), runs)
     found = []
     for line in program.splitlines():
         if start := re.match(r"(?:ENTRY )?(%\S+) \(.*\{$", line):

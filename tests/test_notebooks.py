@@ -82,6 +82,8 @@ def check_sharding(text):
     assert sent["Auto"][1] == hidden
     assert len(re.findall(r"^all-reduce .* no +1 ", text, re.MULTILINE)) >= 6
     assert re.search(r"^all-reduce .* yes +4 ", text, re.MULTILINE)
+    # Under Auto axes each of the eight runs of rows that devices may hold gives as many rows to a chunk.
+    assert re.search(r"^all-reduce +f32\[128,1024\] +yes +8 ", text, re.MULTILINE)
 
 
 def check_language_model(text):
