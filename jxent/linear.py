@@ -95,8 +95,8 @@ def linear_softmax_cross_entropy(
 ) -> Any:
     """Cross entropy of a softmax over `hidden @ kernel`, which is never held whole.
 
-    With N rows, D features, V classes, `logits = softcap(scale * hidden @ kernel + bias)`, `p = softmax(logits)` and `q` the
-    target distribution of a row, each row's loss is that of `softmax_cross_entropy`,
+    With N rows, D features, V classes, `logits = softcap(logit_scale * hidden @ kernel + bias)`, `p = softmax(logits)` and
+    `q` the target distribution of a row, each row's loss is that of `softmax_cross_entropy`,
 
         −Σ_c w_c · q_c · log p_c  +  z_loss · log_z²,        log_z = log Σ_c exp(logits_c),
 
@@ -162,8 +162,8 @@ def linear_softmax_cross_entropy(
 
     Gradients:
         By `hidden`, `kernel`, `bias`, distributions, `class_weight`, `sample_weight`, `label_smoothing`, `z_loss`,
-        `logit_scale` and `logit_softcap`, each in its own dtype; what is not asked for is not computed. Reverse mode, to any order, and
-        forward over reverse (`jax.hessian`); no forward mode by itself. The gradient of the logits is rounded to the
+        `logit_scale` and `logit_softcap`, each in its own dtype; what is not asked for is not computed. Reverse mode, to
+        any order, and forward over reverse (`jax.hessian`); no forward mode by itself. The gradient of the logits is rounded to the
         dtype of `hidden` before its two matmuls, as in a model that holds bfloat16 logits; that of float16 is scaled to
         the range of its dtype, whatever the weights are, and only the results must lie in it. Exactly 0 in masked rows and
         at classes of −inf; NaN in rows with a bad id or a NaN, and by `kernel` if any row that counts is so. Under

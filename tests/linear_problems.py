@@ -69,8 +69,8 @@ def fused(arguments, **options):
     return jxent.linear_softmax_cross_entropy(**arguments, **options)
 
 
-def logits_of(arguments):
-    a = arguments
+def logits_of(a):
+    """Whole, of the arguments by name."""
     logits = a["hidden"] @ a["kernel"]
     if "logit_scale" in a:
         logits = a["logit_scale"] * logits

@@ -14,8 +14,6 @@ from jxent._core.linear.chunks import (
     plan_counted,
 )
 
-MIB = 2**20
-
 
 def extent(num_rows=8192, num_classes=128256, depth=4096, *, itemsize=4, num_devices=1, num_blocks=1, kind="cpu"):
     return Extent(num_rows, num_classes, depth, itemsize, num_devices, num_blocks, kind)
