@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
-KINDS = ("ids", "soft", "weighted", "segmentation", "multilabel", "linear")
+import jax.numpy as jnp
+
+CROSS_ENTROPIES = ("ids", "soft", "weighted", "segmentation", "multilabel", "linear")
+KINDS = (*CROSS_ENTROPIES, "ppo")
 SHORT = {"float32": "f32", "bfloat16": "bf16"}
 BYTES = {"float32": 4, "bfloat16": 2}
 LABEL_SMOOTHING = 0.1  # of "weighted", which has class weights and a mask too
+
+
+ENTROPY_BONUS = 0.01
+
+
+def clipped(log_prob: Any, entropy: Any, old_log_prob: Any, advantage: Any) -> Any:
+    """The loss of PPO, row by row."""
+    ratio = jnp.exp(log_prob - old_log_prob)
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage) - ENTROPY_BONUS * entropy
 
 
 @dataclass(frozen=True)
 class Case:
     """One loss, a mean, to be evaluated (`forward`) or differentiated too (`grad`).
 
-    `shape` is (N, V) of the logits; (B, V, H, W) for segmentation; (N, D, V) for linear, whose logits are
+    `shape` is (N, V) of the logits; (B, V, H, W) for segmentation; (N, D, V) for linear and ppo, whose logits are
     `hidden [N, D] @ kernel [D, V]`, close to each other (`flat`) or with the label's well above the rest (`peaked`).
     """
 
@@ -29,6 +42,10 @@ class Case:
     def name(self) -> str:
         size = "x".join(map(str, self.shape))
         return "-".join(filter(None, [self.kind, size, SHORT[self.dtype], self.spread, self.mode]))
+
+    @property
+    def is_linear(self) -> bool:
+        return self.kind in ("linear", "ppo")
 
     @property
     def num_classes(self) -> int:
@@ -47,17 +64,17 @@ class Case:
 
     @property
     def differentiated(self) -> tuple[str, ...]:
-        return ("hidden", "kernel") if self.kind == "linear" else ("logits",)
+        return ("hidden", "kernel") if self.is_linear else ("logits",)
 
     @property
     def logits_bytes(self) -> int:
-        rows = self.shape[0] if self.kind == "linear" else math.prod(self.shape) // self.num_classes
+        rows = self.shape[0] if self.is_linear else math.prod(self.shape) // self.num_classes
         return rows * self.num_classes * BYTES[self.dtype]
 
     @property
     def argument_bytes(self) -> int:
         """Of the large arguments."""
-        if self.kind == "linear":
+        if self.is_linear:
             n, d, v = self.shape
             return (n * d + d * v) * BYTES[self.dtype]
         return self.logits_bytes * (2 if self.kind in ("soft", "multilabel") else 1)
@@ -65,7 +82,7 @@ class Case:
     @property
     def flops(self) -> int:
         """Of the matrix products of a linear case."""
-        return 2 * math.prod(self.shape) * (3 if self.mode == "grad" else 1) if self.kind == "linear" else 0
+        return 2 * math.prod(self.shape) * (3 if self.mode == "grad" else 1) if self.is_linear else 0
 
     def with_rows(self, rows: int) -> Case:
         return replace(self, shape=(rows, *self.shape[1:]))
@@ -89,6 +106,7 @@ QUICK = [
     *cross(["soft", "weighted", "multilabel"], [(64, 100)], modes=["grad"], dtypes=["float32"]),
     *cross(["segmentation"], [(2, 5, 16, 16)], modes=["grad"], dtypes=["float32"]),
     *cross(["linear"], [(64, 32, 512)], ["peaked"], modes=["grad"], dtypes=["bfloat16"]),
+    *cross(["ppo"], [(64, 32, 512)], ["flat"], modes=["grad"], dtypes=["float32"]),
 ]
 DEFAULT = [
     *cross(
@@ -98,7 +116,7 @@ DEFAULT = [
     *cross(["soft", "weighted", "multilabel"], [(8192, 1000)]),
     *cross(["segmentation"], [(8, 21, 128, 128)]),
     *cross(["linear"], [(512, 256, 4096)], SPREADS),
-    *cross(["linear"], [(2048, 512, 32768)], ["flat"], modes=["grad"]),
+    *cross(["linear", "ppo"], [(2048, 512, 32768)], ["flat"], modes=["grad"]),
 ]
 FULL = [
     *DEFAULT,

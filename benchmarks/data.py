@@ -27,14 +27,16 @@ def make_data(case: Case) -> dict[str, Array]:
     seed = zlib.crc32(repr((case.kind, case.shape, case.spread)).encode())
     # Its bits cost next to nothing, and these numbers guard no secret.
     key = jax.random.key(seed, impl="rbg")
-    make = {"linear": _linear, "soft": _soft, "weighted": _weighted, "multilabel": _multilabel}.get(case.kind, _ids)
+    make = {"linear": _linear, "ppo": _ppo, "soft": _soft, "weighted": _weighted, "multilabel": _multilabel}.get(
+        case.kind, _ids
+    )
     data = jax.jit(make, static_argnums=1)(key, case)
     return jax.block_until_ready(data)
 
 
 def rows_of(case: Case, data: Data, rows: int) -> dict[str, Array]:
     """The first rows of the data of a case; `rows` of its first axis."""
-    per_row = {"logits", "hidden", "labels", "where"}
+    per_row = {"logits", "hidden", "labels", "where", "old_log_prob", "advantage"}
     return {name: array[:rows] if name in per_row else array for name, array in data.items()}
 
 
@@ -80,3 +82,10 @@ def _linear(key: Array, case: Case) -> dict[str, Array]:
         # The columns have length 1, so the label's logit is about log V + 2 and its probability well above a half.
         hidden = hidden + jnp.asarray(math.log(v) + 2, hidden.dtype) * kernel[:, labels].T
     return {"hidden": hidden, "kernel": kernel, "labels": labels}
+
+
+def _ppo(key: Array, case: Case) -> dict[str, Array]:
+    """Old log-probabilities near those of a flat policy, so that some ratios are clipped."""
+    a, b, c = jax.random.split(key, 3)
+    noise, advantage = (jax.random.normal(k, case.row_shape, jnp.float32) for k in (b, c))
+    return {**_linear(a, case), "old_log_prob": 0.2 * noise - math.log(case.num_classes), "advantage": advantage}

@@ -39,6 +39,7 @@ KINDS = {
     "segmentation": "segmentation",
     "multilabel": "multi-label",
     "linear": "linear",
+    "ppo": "linear, PPO",
 }
 DTYPES = ("float32", "bfloat16")
 STYLE: Any = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.cases import LABEL_SMOOTHING, Case
+from benchmarks.cases import ENTROPY_BONUS, LABEL_SMOOTHING, Case
 from benchmarks.data import Data
 
 # Of the logits, and of the products of a linear case's three axes, that are worked out in float64.
@@ -28,13 +28,13 @@ class Truth:
 def checked_rows(case: Case) -> int:
     """How many entries of the first axis are compared: all of them, if that takes seconds."""
     n, rest = case.shape[0], int(np.prod(case.shape[1:]))
-    return max(1, min(n, (MOST_PRODUCTS if case.kind == "linear" else MOST_LOGITS) // rest))
+    return max(1, min(n, (MOST_PRODUCTS if case.is_linear else MOST_LOGITS) // rest))
 
 
 def find_truth(case: Case, data: Data) -> Truth:
     arrays = {name: np.asarray(array) for name, array in data.items()}
-    if case.kind == "linear":
-        return _linear(arrays)
+    if case.is_linear:
+        return _linear(arrays, _ppo if case.kind == "ppo" else _cross_entropy)
     if case.kind == "multilabel":
         return _multilabel(arrays)
     return _softmax(case, arrays)
@@ -95,7 +95,7 @@ def _multilabel(arrays: Arrays) -> Truth:
     return Truth(sum(_in_threads(block, _blocks(logits))) / logits.size, {"logits": gradient})
 
 
-def _linear(arrays: Arrays) -> Truth:
+def _linear(arrays: Arrays, row_loss: Callable) -> Truth:
     hidden, kernel = (arrays[name].astype(np.float64) for name in ("hidden", "kernel"))
     labels, n = arrays["labels"], len(hidden)
     loss, d_hidden, d_kernel = 0.0, np.empty(hidden.shape), np.zeros(kernel.shape)
@@ -103,14 +103,32 @@ def _linear(arrays: Arrays) -> Truth:
     for start in range(0, n, step):  # the matrix products have threads of their own
         rows = slice(start, start + step)
         logits, own = hidden[rows] @ kernel, labels[rows]
-        log_z, d_logits = _log_z_and_softmax(logits)
+        log_z, p = _log_z_and_softmax(logits)
         at_label = np.arange(len(own)), own
-        loss += float((log_z[:, 0] - logits[at_label]).sum()) / n
-        d_logits[at_label] -= 1
+        entropy = (p * (log_z - logits)).sum(axis=1)
+        part = {name: arrays[name][rows].astype(np.float64) for name in ("old_log_prob", "advantage") if name in arrays}
+        losses, by_log_prob, by_entropy = row_loss(logits[at_label] - log_z[:, 0], entropy, **part)
+        loss += float(losses.sum()) / n
+        d_logits = p * (by_entropy * (log_z - logits - entropy[:, None]) - by_log_prob)
+        d_logits[at_label] += by_log_prob[:, 0]
         d_logits /= n
         d_hidden[rows] = d_logits @ kernel.T
         d_kernel += hidden[rows].T @ d_logits
     return Truth(loss, {"hidden": d_hidden, "kernel": d_kernel})
+
+
+def _cross_entropy(log_prob: np.ndarray, entropy: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """The loss of each row, and its derivatives, `[rows, 1]` or 0."""
+    return -log_prob, np.full((len(log_prob), 1), -1.0), 0.0
+
+
+def _ppo(
+    log_prob: np.ndarray, entropy: np.ndarray, old_log_prob: np.ndarray, advantage: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    ratio = np.exp(log_prob - old_log_prob)
+    plain, cut = ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage
+    slope = -np.where((plain <= cut), plain, 0)
+    return -np.minimum(plain, cut) - ENTROPY_BONUS * entropy, slope[:, None], -ENTROPY_BONUS
 
 
 def loss_error(loss: float, truth: Truth) -> float:

@@ -7,6 +7,10 @@ from jxent.class_weights import effective_number_weights as effective_number_wei
 from jxent.class_weights import log_prior_adjustment as log_prior_adjustment
 from jxent.labels import check_labels as check_labels
 from jxent.linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
+from jxent.log_probs import LogProbs as LogProbs
+from jxent.log_probs import linear_softmax_log_probs as linear_softmax_log_probs
+from jxent.log_probs import linear_softmax_loss as linear_softmax_loss
+from jxent.log_probs import softmax_log_probs as softmax_log_probs
 from jxent.probs import binary_cross_entropy_from_probs as binary_cross_entropy_from_probs
 from jxent.probs import cross_entropy_from_log_probs as cross_entropy_from_log_probs
 from jxent.probs import cross_entropy_from_probs as cross_entropy_from_probs

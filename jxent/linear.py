@@ -7,13 +7,14 @@ from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jxent._core import arguments
 from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
+from jxent._core.linear.inputs import check_inputs
 from jxent._core.linear.meshes import placed, placement_of
-from jxent._core.linear.records import Config, LinearAux, PerRow, Shared
+from jxent._core.linear.records import Config, Evaluated, PerRow, Shared
 from jxent._core.linear.rule import evaluate_linear
 from jxent._core.signatures import ArrayLike, LinearOptions, Scalar, ToArray, ToMean
 from jxent._core.targets import Given, TargetOptions, check_targets, is_ids, make_targets
@@ -188,56 +189,67 @@ def linear_softmax_cross_entropy(
         `softmax_cross_entropy`, for logits that are at hand.
     """
     fn = "linear_softmax_cross_entropy"
-    hidden = arguments.as_scores(fn, "hidden", hidden)
-    arguments.check_flag(fn, "transpose_kernel", transpose_kernel)
-    kernel, num_classes = arguments.as_kernel(fn, kernel, hidden, transpose_kernel)
-    vocab_axis_name = arguments.as_vocab_axis(fn, "kernel", kernel, vocab_axis_name)
-    arguments.check_same_over(fn, vocab_axis_name, hidden=hidden)
-    dtype = compute_dtype(hidden.dtype)
-    bias = arguments.as_per_class(fn, "bias", bias, num_classes, dtype)
-    z_factor = arguments.as_hyper_parameter(fn, "z_loss", z_loss, dtype)
-    scale = arguments.as_logit_scale(fn, logit_scale, dtype)
-    cap = arguments.as_softcap(fn, logit_softcap, dtype)
     arguments.check_reduction(fn, reduction)
     arguments.check_flag(fn, "return_aux", return_aux)
-    chunk_size = arguments.as_chunk_size(fn, chunk_size)
-    arguments.check_precision(fn, precision)
-
-    row_shape = hidden.shape[:-1]
+    inputs = check_inputs(
+        fn,
+        hidden,
+        kernel,
+        bias=bias,
+        transpose_kernel=transpose_kernel,
+        logit_scale=logit_scale,
+        logit_softcap=logit_softcap,
+        vocab_axis_name=vocab_axis_name,
+        chunk_size=chunk_size,
+        precision=precision,
+    )
     options, given = check_targets(
         fn,
         "hidden @ kernel",
-        jax.ShapeDtypeStruct((*row_shape, num_classes), hidden.dtype),
+        inputs.logits,
         labels,
         class_weight=class_weight,
         sample_weight=sample_weight,
         where=where,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
-        axis=len(row_shape),
-        vocab_axis_name=vocab_axis_name,
+        axis=inputs.hidden.ndim - 1,
+        vocab_axis_name=inputs.config.vocab_axis_name,
     )
-    shared = Shared(kernel, bias, scale, cap, None, given.smoothing, z_factor)
-    config = Config(chunk_size, transpose_kernel, precision, vocab_axis_name, return_aux)
-
-    result, aux = _evaluated(config, options, reduction, hidden, shared, given)
-    return result if aux is None else (result, CrossEntropyAux(**aux._asdict()))
+    z_factor = arguments.as_hyper_parameter(fn, "z_loss", z_loss, compute_dtype(inputs.hidden.dtype))
+    shared = inputs.shared._replace(smoothing=given.smoothing, z_loss=z_factor)
+    config = inputs.config._replace(with_aux=return_aux, with_entropy=return_aux)
+    result, evaluated = evaluated_linear(config, options, reduction, inputs.hidden, shared, given)
+    if evaluated.aux is None or evaluated.entropy is None:
+        return result
+    return result, CrossEntropyAux(**evaluated.aux._asdict(), entropy=lax.stop_gradient(evaluated.entropy))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _evaluated(
-    config: Config, options: TargetOptions, reduction: str, hidden: Array, shared: Shared, given: Given
-) -> tuple[Array | Mean, LinearAux | None]:
-    """The loss from arguments that have been checked: compiled once for all options and shapes, under an eager call too."""
+def evaluated_linear(
+    config: Config,
+    options: TargetOptions,
+    reduction: str,
+    hidden: Array,
+    shared: Shared,
+    given: Given,
+    row_args: tuple[Array, ...] = (),
+) -> tuple[Any, Evaluated]:
+    """The loss and what else is asked for, from arguments that have been checked.
+
+    One compiled function for each set of options, shapes and dtypes, under an eager call too. K ids a row are not reduced.
+    """
     placement = placement_of(hidden, shared.kernel, config.transpose_kernel, is_ids(given.labels))
     targets = make_targets(options, shared.kernel.shape[int(not config.transpose_kernel)], placed(placement, given))
-    rows = PerRow(hidden, targets.labels, targets.label_weight, targets.where)
+    rows = PerRow(hidden, targets.labels, targets.label_weight, targets.where, row_args)
     shared, sample_weight = shared._replace(class_weight=targets.class_weight), targets.sample_weight
     config = config._replace(no_class=targets.no_class, placement=placement)
     if reduction == "none":
         evaluated = evaluate_linear(config, rows, shared, None)
-        return reduce_rows(evaluated.loss, None, sample_weight, rows.where, reduction), evaluated.aux
+        if options.several:
+            return evaluated.loss, evaluated
+        return reduce_rows(evaluated.loss, None, sample_weight, rows.where, reduction), evaluated
     ones = jnp.ones(rows.hidden.shape[:-1], compute_dtype(rows.hidden.dtype))
     evaluated = evaluate_linear(config, rows, shared, weighted(ones, sample_weight, rows.where))
     weight = rows.label_weight if is_ids(rows.labels) else evaluated.mass
-    return reduce_total(evaluated.loss, ones, weight, sample_weight, rows.where, reduction), evaluated.aux
+    return reduce_total(evaluated.loss, ones, weight, sample_weight, rows.where, reduction), evaluated

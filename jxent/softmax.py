@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import jax
-from jax import Array, export
+from jax import Array, export, lax
 
 from jxent._core import arguments
 from jxent._core.calls import naming_arguments
@@ -22,7 +22,7 @@ from jxent.reduction import Mean, reduce_rows
 class CrossEntropyAux(NamedTuple):
     """What a loss learned about each row on the way.
 
-    A pytree of three arrays of the row shape, under every reduction.
+    A pytree of four arrays of the row shape, under every reduction.
 
     Attributes:
         log_z: the log of the softmax's normaliser, in the result dtype, differentiable; 0 in masked rows.
@@ -30,6 +30,8 @@ class CrossEntropyAux(NamedTuple):
             NaN or has no logit above −inf, −2³¹, which equals no label (−2³¹ + 1 if `ignore_index` is −2³¹).
         nll: −log p of the label's distribution in the result dtype, whatever smoothing, weights and z-loss are: the exp of
             its mean is the perplexity. 0 in masked rows. For metrics only, cut off from differentiation as `predicted` is.
+        entropy: −Σ_c p_c log p_c in nats and the result dtype, 0 in masked rows; for metrics only, as `nll` is.
+            `softmax_log_probs` has one with a gradient.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,6 +48,7 @@ class CrossEntropyAux(NamedTuple):
     log_z: Array
     predicted: Array
     nll: Array
+    entropy: Array
 
 
 @overload
@@ -419,7 +422,7 @@ def _evaluated(
     axis = options.targets.axis
     targets = make_targets(options.targets, logits.shape[axis], split_like(logits, axis, given))
     z_loss, of_miss = (factor, None) if options.form == "cross entropy" else (None, factor)
-    rows = evaluate(logits, targets, miss=of_miss is not None, aux=options.return_aux)
+    rows = evaluate(logits, targets, miss=of_miss is not None, aux=options.return_aux, entropy=options.return_aux)
     loss = row_loss(rows, targets, z_loss)
     if of_miss is not None:
         miss = row_miss(rows, targets)
@@ -427,4 +430,5 @@ def _evaluated(
     result = reduce_rows(loss, row_mass(rows, targets), targets.sample_weight, targets.where, options.reduction)
     if not options.return_aux:
         return result, None
-    return result, CrossEntropyAux(row_log_z(rows, targets), row_predicted(rows, targets), row_nll(rows, targets))
+    log_z, predicted, nll = row_log_z(rows, targets), row_predicted(rows, targets), row_nll(rows, targets)
+    return result, CrossEntropyAux(log_z, predicted, nll, lax.stop_gradient(rows.entropy))

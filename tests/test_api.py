@@ -56,6 +56,48 @@ SIGNATURES = {
             "precision": None,
         },
     ),
+    "softmax_log_probs": (
+        ("logits", "ids"),
+        {
+            "where": None,
+            "ignore_index": None,
+            "logit_scale": None,
+            "axis": -1,
+            "vocab_axis_name": None,
+            "return_entropy": False,
+        },
+    ),
+    "linear_softmax_log_probs": (
+        ("hidden", "kernel", "ids"),
+        {
+            "bias": None,
+            "transpose_kernel": False,
+            "where": None,
+            "ignore_index": None,
+            "logit_scale": None,
+            "logit_softcap": None,
+            "vocab_axis_name": None,
+            "return_entropy": False,
+            "chunk_size": None,
+            "precision": None,
+        },
+    ),
+    "linear_softmax_loss": (
+        ("row_loss", "hidden", "kernel", "ids"),
+        {
+            "bias": None,
+            "transpose_kernel": False,
+            "sample_weight": None,
+            "where": None,
+            "ignore_index": None,
+            "logit_scale": None,
+            "logit_softcap": None,
+            "reduction": "mean",
+            "vocab_axis_name": None,
+            "chunk_size": None,
+            "precision": None,
+        },
+    ),
     "softmax_focal_loss": (
         ("logits", "labels"),
         {"gamma": 2.0, **WEIGHTS, "ignore_index": None, "axis": -1, "reduction": "none"},
@@ -85,8 +127,14 @@ TORCH_SIGNATURES = {
     "torch_compat.binary_cross_entropy": TORCH_BINARY,
     "torch_compat.binary_cross_entropy_with_logits": {**TORCH_BINARY, "pos_weight": None},
 }
-CLASSES = {"Mean": ("total", "weight"), "CrossEntropyAux": ("log_z", "predicted", "nll")}
-LOSS_NAMES = [name for name, (_, keywords) in SIGNATURES.items() if "reduction" in keywords]
+CLASSES = {
+    "Mean": ("total", "weight"),
+    "CrossEntropyAux": ("log_z", "predicted", "nll", "entropy"),
+    "LogProbs": ("log_prob", "entropy"),
+}
+# Those that take further arrays by position after these.
+TAKE_MORE = {"linear_softmax_loss": "row_args"}
+LOSS_NAMES = [name for name, (_, keywords) in SIGNATURES.items() if {"reduction", "return_entropy"} & {*keywords}]
 # The one order of the keywords; each loss takes some of them.
 KEYWORDS = [
     "bias",
@@ -107,6 +155,7 @@ KEYWORDS = [
     "reduction",
     "vocab_axis_name",
     "return_aux",
+    "return_entropy",
     "chunk_size",
     "precision",
 ]
@@ -123,7 +172,7 @@ def sections(docstring):
 
 def described(section):
     """The names that an Args or Attributes section describes, in order."""
-    return re.findall(r"^    (\w+): \S", section, re.MULTILINE)
+    return re.findall(r"^    \*?(\w+): \S", section, re.MULTILINE)
 
 
 def imported_modules(path):
@@ -160,7 +209,9 @@ def test_functions_signature_is_the_designed_one(name):
     parameters = inspect.signature(getattr(jxent, name)).parameters.values()
     positional = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
     keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert len(positional) + len(keywords) == len(parameters)
+    more = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+    assert more == ([TAKE_MORE[name]] if name in TAKE_MORE else [])
+    assert len(positional) + len(more) + len(keywords) == len(parameters)
     assert all(p.default is p.empty for p in parameters if p.name in positional)
     assert positional == SIGNATURES[name][0]
     assert list(keywords.items()) == list(SIGNATURES[name][1].items())
@@ -188,7 +239,7 @@ def test_losses_keywords_come_in_one_order(name):
     assert keywords == [keyword for keyword in KEYWORDS if keyword in keywords]
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", [name for name in LOSS_NAMES if name not in TAKE_MORE])
 def test_losses_options_are_refused_by_position(name):
     with pytest.raises(TypeError, match="positional"):
         getattr(jxent, name)(*[jnp.full((2, 2), 0.5)] * len(SIGNATURES[name][0]), None)

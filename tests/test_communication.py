@@ -105,7 +105,8 @@ def test_no_logits_are_gathered_where_only_jit_knows_the_shardings(num_classes):
     assert sum(sum(collective.sizes) for collective in collectives(program)) / ROWS == NUMBERS["ids", False]
 
 
-def test_predicted_classes_of_a_vocab_axis_take_one_number_a_row():
+def test_the_aux_of_a_vocab_axis_takes_two_numbers_a_row():
+    """The predicted class and, for the entropy, Σ exp(d)·d."""
     structs, specs = arguments_on(make_mesh(), "ids")
     rows = functools.partial(loss, reduction="none", with_options=False, vocab_axis_name="classes")
     over_mesh = functools.partial(jax.shard_map, mesh=make_mesh(), in_specs=(specs,), out_specs=P("data"))
@@ -115,4 +116,4 @@ def test_predicted_classes_of_a_vocab_axis_take_one_number_a_row():
     )
     assert {collective.kind for collective in with_aux} == {"all-reduce"}
     assert len(with_aux) == len(plain) + 1 <= 4
-    assert sum(sum(c.sizes) for c in with_aux) == sum(sum(c.sizes) for c in plain) + ROWS
+    assert sum(sum(c.sizes) for c in with_aux) == sum(sum(c.sizes) for c in plain) + 2 * ROWS

@@ -28,12 +28,23 @@ LINEAR_ROWS, WIDTH = 32768, 4096
 IDS = "softmax_cross_entropy-ids"
 LINEAR = "linear_softmax_cross_entropy-ids"
 LINEAR_MASKED, LINEAR_LEAN = f"{LINEAR}, masked", f"{LINEAR}, chunks of 512"
+LOG_PROBS, LINEAR_LOG_PROBS, LINEAR_LOSS = "softmax_log_probs", "linear_softmax_log_probs", "linear_softmax_loss"
 ROWS_ON_TPU = 50
 # A GPU shares a long row out among threads that leave a part of each sum for 256 classes; there are up to eight sums.
 ROWS_ON_GPU = 40 + 8 * CLASSES // 256
 # The plain softmax losses of ids, on a TPU.
 ROWS_OF_IDS = 15
-PLAIN_IDS = {IDS, "softmax_focal_loss-ids", "poly1_cross_entropy-ids"}
+PLAIN_IDS = {IDS, LOG_PROBS, "softmax_focal_loss-ids", "poly1_cross_entropy-ids"}
+
+
+def ppo(log_prob, entropy, old_log_prob, advantage):
+    ratio = jnp.exp(log_prob - old_log_prob)
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage) - 0.01 * entropy
+
+
+def log_probs_and_entropy(function, *arguments):
+    log_prob, entropy = function(*arguments, return_entropy=True)
+    return jnp.mean(log_prob) + jnp.mean(entropy)
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,16 @@ CASES = {loss.name: mean_of(loss) for loss in LOSSES + VARIANTS} | {
         (*LINEAR_SHAPES, ((LINEAR_ROWS,), jnp.bool_)),
         wrt=(0, 1),
     ),
+    LOG_PROBS: Case(LOG_PROBS, partial(log_probs_and_entropy, jxent.softmax_log_probs), (SCORES, LABELS["ids"])),
+    LINEAR_LOG_PROBS: Case(
+        LINEAR_LOG_PROBS, partial(log_probs_and_entropy, jxent.linear_softmax_log_probs), LINEAR_SHAPES, wrt=(0, 1)
+    ),
+    LINEAR_LOSS: Case(
+        LINEAR_LOSS,
+        partial(jxent.linear_softmax_loss, ppo),
+        (*LINEAR_SHAPES, *[((LINEAR_ROWS,), jnp.float32)] * 2),
+        wrt=(0, 1),
+    ),
     LINEAR_LEAN: Case(
         "linear_softmax_cross_entropy",
         partial(jxent.linear_softmax_cross_entropy, reduction="mean", chunk_size=512),
@@ -136,7 +157,7 @@ PROGRAMS = [
     for platform in PLATFORMS
     for case in CASES
     for dtype in ("bfloat16", "float32")
-    if not case.startswith(LINEAR)
+    if not case.startswith("linear")
     and not (dtype == "float32" and (platform == "TPU v6e" or CASES[case].function.startswith("torch_compat")))
 ]
 
@@ -192,7 +213,10 @@ def test_a_float32_copy_would_be_seen(compiled, platform):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize(("case", "most"), [(LINEAR, 4.6), (LINEAR_MASKED, 4.6), (LINEAR_LEAN, 3.3)])
+@pytest.mark.parametrize(
+    ("case", "most"),
+    [(LINEAR, 4.6), (LINEAR_MASKED, 4.6), (LINEAR_LEAN, 3.3), (LINEAR_LOSS, 4.6), (LINEAR_LOG_PROBS, 4.6)],
+)
 def test_linear_memory_of_a_large_language_model(compiled, platform, case, most):
     program = compiled(platform, case, "bfloat16")
     assert program.error is None, program.error
@@ -240,6 +264,13 @@ def test_linear_is_planned_near_its_three_matmuls(compile_for, platform, shape, 
         for who in ("jxent", THREE_PRODUCTS)
     )
     assert ours.planned <= most[platform] * bare.planned, f"{ours.planned / bare.planned:.2f}"
+
+
+@pytest.mark.parametrize(("case", "beside"), [(LOG_PROBS, IDS), (LINEAR_LOSS, LINEAR)])
+@pytest.mark.parametrize("platform", ["TPU v5e", "TPU v6e"])
+def test_entropy_and_any_row_loss_are_planned_at_the_cost_of_cross_entropy(compiled, platform, case, beside):
+    ours, cross_entropy = (compiled(platform, name, "bfloat16") for name in (case, beside))
+    assert ours.planned <= 1.02 * cross_entropy.planned, f"{ours.planned / cross_entropy.planned:.3f}"
 
 
 @pytest.mark.parametrize(("rows", "most"), [(4096, 15.0), (8192, 47.0)])

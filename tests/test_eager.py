@@ -43,6 +43,10 @@ def linear(**options):
     return call, "hidden"
 
 
+def reinforce(log_prob, entropy, advantage):
+    return -advantage * log_prob - 0.1 * entropy
+
+
 def of_scores(function, labels, scores="scores", **options):
     return (lambda a, x: function(x, a[labels], **options)), scores
 
@@ -64,6 +68,15 @@ CALLS = {
     "linear_softmax_cross_entropy in chunks": linear(reduction="mean", chunk_size=4),
     "linear_softmax_cross_entropy with a remainder": linear(chunk_size=5, ignore_index=0),
     "linear_softmax_cross_entropy with aux": linear(reduction="partial", chunk_size=4, return_aux=True),
+    "softmax_log_probs": of_scores(jxent.softmax_log_probs, "ids", logit_scale=0.5, return_entropy=True),
+    "linear_softmax_log_probs": (
+        (lambda a, x: jxent.linear_softmax_log_probs(x, a["kernel"], a["several"], chunk_size=4, return_entropy=True)),
+        "hidden",
+    ),
+    "linear_softmax_loss": (
+        (lambda a, x: jxent.linear_softmax_loss(reinforce, x, a["kernel"], a["ids"], a["scores"][:, 0], chunk_size=4)),
+        "hidden",
+    ),
     "class_counts": ((lambda a, x: jxent.class_counts(a["ids"], V) * jnp.sum(x)), "scores"),
     "balanced_class_weights": ((lambda _, x: jxent.balanced_class_weights(x)), "counts"),
     "effective_number_weights": ((lambda _, x: jxent.effective_number_weights(x)), "counts"),
@@ -88,7 +101,11 @@ def arguments(rng):
         "counts": rng.integers(1, 9, size=V),
     }
     arrays = {name: jnp.asarray(a, jnp.float32) for name, a in arrays.items()}
-    return arrays | {"ids": jnp.asarray(rng.integers(V, size=N)), "where": jnp.asarray(rng.random(N) < 0.5)}
+    return arrays | {
+        "ids": jnp.asarray(rng.integers(V, size=N)),
+        "several": jnp.asarray(rng.integers(V, size=(N, 3))),
+        "where": jnp.asarray(rng.random(N) < 0.5),
+    }
 
 
 def gradient(call):

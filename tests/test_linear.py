@@ -264,7 +264,7 @@ def test_linear_aux_log_z_carries_its_gradient(rng, x64, reduction, kind):
         return with_log_z(jnp.sum(cotangent * loss), aux, where)
 
     def plain(arguments):
-        aux = jxent.CrossEntropyAux(jax.nn.logsumexp(logits_of(arguments), -1), None, None)
+        aux = jxent.CrossEntropyAux(jax.nn.logsumexp(logits_of(arguments), -1), None, None, None)
         loss = materialised(arguments, **problem.fixed, reduction=reduction)
         return with_log_z(jnp.sum(cotangent * loss), aux, where)
 
@@ -294,7 +294,7 @@ def test_linear_aux_log_z_has_a_gradient_where_the_loss_has_none(rng):
 
 
 @pytest.mark.parametrize("kind", ["ids", "soft"])
-def test_linear_aux_nll_is_plain(rng, x64, kind):
+def test_linear_aux_nll_and_entropy_are_plain(rng, x64, kind):
     """Whatever smoothing, weights and z-loss are; 0 in masked rows; no gradient of it."""
     problem = make_problem(rng, (3, 5), 4, 7, kind)
     plain = {
@@ -304,14 +304,17 @@ def test_linear_aux_nll_is_plain(rng, x64, kind):
     }
     ids = {"labels": problem.fixed["labels"]} if kind == "ids" else {}
     want = materialised(plain, **ids, where=problem.fixed["where"])
+    log_p = jax.nn.log_softmax(logits_of(problem.arguments))
+    entropy = jnp.where(problem.fixed["where"], -jnp.sum(jnp.exp(log_p) * log_p, -1), 0)
     for reduction in ("none", "mean"):
 
-        def nll(arguments, reduction=reduction):
+        def metrics(arguments, reduction=reduction):
             options = {"reduction": reduction, "return_aux": True, "chunk_size": 4}
-            return fused(arguments, **problem.fixed, **options)[1].nll
+            aux = fused(arguments, **problem.fixed, **options)[1]
+            return aux.nll, aux.entropy
 
-        assert_tree_close(nll(problem.arguments), want, 1e-12)
-        slopes = jax.grad(lambda a: jnp.sum(nll(a)))(problem.arguments)
+        assert_tree_close(metrics(problem.arguments), (want, entropy), 1e-12)
+        slopes = jax.grad(lambda a: sum(map(jnp.sum, metrics(a))))(problem.arguments)
         assert all(not np.any(slope) for slope in jax.tree.leaves(slopes))
 
 

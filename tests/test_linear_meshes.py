@@ -112,7 +112,7 @@ def test_linear_vocab_axis_inside_and_outside_of_shard_map(rng, kind):
         return jax.lax.psum(jnp.sum(rows * jnp.cos(jnp.arange(T))[None]), "data"), aux
 
     over_mesh = functools.partial(jax.shard_map, mesh=make_mesh(), in_specs=of)
-    rows_specs = P(), jxent.CrossEntropyAux(ROWS, ROWS, ROWS)
+    rows_specs = P(), jxent.CrossEntropyAux(ROWS, ROWS, ROWS, ROWS)
 
     @jax.jit
     def evaluate(arguments, fixed):

@@ -296,9 +296,32 @@ def check_research_vmap(text):
     assert floats(r"rank of G: (\d+) of 1210", text)[0] <= 900  # 100 rows of 10 logits, whose shift is not seen
 
 
+def check_policy_gradient(text):
+    rewards = re.findall(r"^\[7 1 9 1\] → .*: reward (\S+)$", text, re.MULTILINE)
+    assert rewards == ["1.00", "0.75", "0.00"]
+    # The last layer begins at zero: each digit is drawn with p = 1/10.
+    log_prob, entropy = floats(r"log-probability and entropy of the first digit: (\S+) (\S+)", text)
+    assert max(abs(log_prob + math.log(10)), abs(entropy - math.log(10))) <= 1e-4
+    assert floats(r"largest relative difference of the gradients of PPO and REINFORCE: (\S+)", text)[0] <= 1e-5
+
+    steps = re.findall(r"^step +(\d+)  reward (\S+)  all four right (\S+)  entropy (\S+)$", text, re.MULTILINE)
+    step, reward, solved, nats = (list(map(float, column)) for column in zip(*steps, strict=True))
+    assert step == [0, 50, 100, 150, 200, 249]
+    assert reward[0] < 0.2 < reward[1] < reward[2]
+    assert abs(nats[0] - math.log(10)) <= 1e-3
+    # Measured 0.87 to 0.97 of all answers right, at an entropy of 0.03.
+    assert solved[-1] > 0.7
+    assert nats[-1] < 0.2
+    assert floats(r"all four right: (\S+) of 1000", text)[0] > 0.7
+    memory = re.findall(r"classes: materialised +(\d+) MiB, fused +(\d+) MiB$", text, re.MULTILINE)
+    assert len(memory) == 3
+    assert all(5 * int(ours) < int(theirs) for theirs, ours in memory)
+
+
 CHECKS = {
     "language_model": check_language_model,
     "multilabel": check_multilabel,
+    "policy_gradient": check_policy_gradient,
     "quickstart": check_quickstart,
     "research_vmap": check_research_vmap,
     "segmentation": check_segmentation,

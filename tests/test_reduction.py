@@ -52,17 +52,19 @@ def test_results_that_are_tuples_are_exported_and_read_back():
 
     def step(so_far, logits):
         mean, aux = jxent.softmax_cross_entropy(logits, labels, reduction="partial", return_aux=True)
-        return so_far + mean, aux
+        return so_far + mean, aux, jxent.softmax_log_probs(logits, labels, return_entropy=True)
 
     so_far = Mean(jnp.float32(1), jnp.float32(2))
     exported = jax.export.export(jax.jit(step))(so_far, jax.ShapeDtypeStruct(logits.shape, logits.dtype))
     data = exported.serialize()
     assert b"jxent.Mean" in data
     assert b"jxent.CrossEntropyAux" in data
-    mean, aux = jax.export.deserialize(data).call(so_far, logits)
+    assert b"jxent.LogProbs" in data
+    mean, aux, log_probs = jax.export.deserialize(data).call(so_far, logits)
     assert isinstance(mean, Mean)
     assert isinstance(aux, jxent.CrossEntropyAux)
-    jax.tree.map(assert_close, (mean, aux), step(so_far, logits))
+    assert isinstance(log_probs, jxent.LogProbs)
+    jax.tree.map(assert_close, (mean, aux, log_probs), step(so_far, logits))
 
 
 def test_mean_value_of_nothing():

@@ -421,6 +421,9 @@ def test_aux_is_per_row_under_every_reduction():
         log_z = np.array([np.log(np.e + 2 * np.e**3), nan, nan, 0, 2, np.log(np.e**9 + 2)])
         assert_close(aux.log_z, log_z)
         assert_close(aux.nll, [log_z[0] - 1, nan, nan, 0, 0, nan])
+        live = [(1, 3, 3), (9, 0, 0)]
+        entropy = [log_z[i] - np.dot(x, np.exp(x - log_z[i])) for i, x in zip((0, 5), live, strict=True)]
+        assert_close(aux.entropy, [entropy[0], nan, nan, 0, 0, entropy[1]])
 
 
 @pytest.mark.parametrize("ignored", [-1, -(2**31), 0, 2])
@@ -439,14 +442,14 @@ OF_AUX = {
 
 @pytest.mark.parametrize("kind", ["ids", "distributions"])
 @pytest.mark.parametrize("options", OF_AUX.values(), ids=OF_AUX)
-def test_the_aux_has_the_gradient_of_log_z_and_the_plain_nll(options, kind, rng):
+def test_the_aux_has_the_gradient_of_log_z_and_plain_metrics(options, kind, rng):
     logits = rng.normal(size=(3, 4)).astype(np.float32)
     labels = np.array([0, 1, 2]) if kind == "ids" else rng.dirichlet(np.ones(4), size=3).astype(np.float32)
     where = np.array([True, True, False])
 
     def total(x, of_log_z, of_rest):
         loss, aux = jxent.softmax_cross_entropy(x, labels, where=where, reduction="sum", return_aux=True, **options)
-        return loss + of_log_z * jnp.sum(aux.log_z**2) + of_rest * jnp.sum(aux.nll), aux
+        return loss + of_log_z * jnp.sum(aux.log_z**2) + of_rest * jnp.sum(aux.nll + aux.entropy), aux
 
     (_, aux), gradient = jax.value_and_grad(total, has_aux=True)(logits, 0.3, 0.5)
     plain = jax.grad(total, has_aux=True)(logits, 0.0, 0.0)[0]
@@ -455,6 +458,7 @@ def test_the_aux_has_the_gradient_of_log_z_and_the_plain_nll(options, kind, rng)
     assert_close(gradient - plain, where[:, None] * 0.6 * log_z[:, None] * p, factor=10)
     assert_close(aux.log_z, where * log_z)
     assert_close(aux.nll, where * oracle.softmax_rows(logits, labels)[0])
+    assert_close(aux.entropy, where * -np.sum(p * np.log(p), -1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])

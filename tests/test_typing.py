@@ -30,13 +30,10 @@ def test_mistakes_that_a_checker_refuses_raise():
             mistake()
 
 
-def test_every_function_with_a_reduction_is_overloaded():
-    takes_reduction = [
-        value
-        for value in vars(jxent).values()
-        if inspect.isfunction(value) and "reduction" in inspect.signature(value).parameters
-    ]
-    assert takes_reduction == OVERLOADED
+def test_every_function_whose_arguments_decide_its_result_is_overloaded():
+    decide = {"reduction", "return_aux", "return_entropy"}
+    functions = filter(inspect.isfunction, vars(jxent).values())
+    assert [f for f in functions if decide & inspect.signature(f).parameters.keys()] == OVERLOADED
 
 
 @pytest.mark.parametrize("function", OVERLOADED, ids=lambda function: function.__name__)
@@ -44,7 +41,7 @@ def test_overloads_take_what_the_implementation_takes(function):
     """Names, types and defaults; of what chooses an overload the type is narrower there, and the default may go."""
     parameters = inspect.signature(function).parameters
     hints = typing.get_type_hints(function)
-    chosen = {"reduction", "return_aux", "return"}
+    chosen = {"reduction", "return_aux", "return_entropy", "return"}
     for overload in typing.get_overloads(function):
         its_hints = typing.get_type_hints(overload)
         (options,) = typing.get_args(its_hints.pop("options"))

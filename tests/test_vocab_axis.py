@@ -193,6 +193,30 @@ def test_vocab_axis_rows_of_every_sort_are_those_of_one_device(kind, dtype, rng)
     np.testing.assert_allclose(actual[1][[0, 1], [0, 7]], cotangent[:2] * np.expm1(-np.log1p(excess)), rtol=1e-2)
 
 
+@KINDS
+def test_vocab_axis_beside_one_that_splits_the_rows_has_an_aux_and_a_gradient(kind, rng):
+    logits = rng.normal(size=(4, 8)).astype(np.float32)
+    labels = rng.integers(8, size=4) if kind == "ids" else rng.dirichlet(np.ones(8), 4).astype(np.float32)
+
+    def total(logits, labels, **options):
+        loss, aux = jxent.softmax_cross_entropy(logits, labels, reduction="sum", return_aux=True, **options)
+        return loss + jnp.sum(aux.log_z**2), aux
+
+    def inside(logits, labels):
+        loss, aux = total(logits, labels, vocab_axis_name="classes")
+        return jax.lax.psum(loss, "data"), aux
+
+    both = P("data", "classes")
+    over_mesh = jax.shard_map(
+        inside,
+        mesh=make_mesh(),
+        in_specs=(both, P("data") if kind == "ids" else both),
+        out_specs=(P(), jxent.CrossEntropyAux(*[P("data")] * 4)),
+    )
+    got, want = (jax.jit(jax.value_and_grad(f, has_aux=True))(logits, labels) for f in (over_mesh, total))
+    jax.tree.map(assert_close, jax.device_get(got), jax.device_get(want))
+
+
 def test_vocab_axis_over_two_axes_of_an_explicit_mesh(rng):
     logits, labels = rng.normal(size=(5, PADDED)).astype(np.float32), rng.integers(PADDED, size=5)
     class_weight = rng.uniform(0.5, 2, PADDED).astype(np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 import jxent
-from jxent import CrossEntropyAux, Mean
+from jxent import CrossEntropyAux, LogProbs, Mean
 
 Example = Iterator[tuple[object, type]]
 ROWS = [[2.0, 0.0], [0.0, 1.0]]
@@ -67,6 +67,20 @@ def aux() -> Example:
         tuple[Array, CrossEntropyAux],
     )
     yield from [(fused, Array), (of_fused, CrossEntropyAux)]
+
+
+def log_probs() -> Example:
+    def row_loss(log_prob: Array, entropy: Array, advantage: Array) -> Array:
+        return -advantage * log_prob - 0.01 * entropy
+
+    yield assert_type(jxent.softmax_log_probs(ROWS, [0, 1]), Array), Array
+    yield assert_type(jxent.softmax_log_probs(ROWS, [0, 1], return_entropy=True), LogProbs), LogProbs
+    yield assert_type(jxent.linear_softmax_log_probs(ROWS, PROBS, [[0, 1], [1, 1]], chunk_size=1), Array), Array
+    both = assert_type(jxent.linear_softmax_log_probs(ROWS, PROBS, [0, 1], return_entropy=True), LogProbs)
+    yield from [(both, LogProbs), (both.entropy, Array)]
+    yield assert_type(jxent.linear_softmax_loss(row_loss, ROWS, PROBS, [0, 1], [1.0, -1.0]), Array), Array
+    total = jxent.linear_softmax_loss(row_loss, ROWS, PROBS, [0, 1], [1.0, -1.0], reduction="partial")
+    yield assert_type(total, Mean), Mean
 
 
 def options_known_at_run_time_only(reduction: str = "partial", return_aux: bool = True) -> Example:

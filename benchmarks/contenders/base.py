@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import KINDS, Case
+from benchmarks.cases import CROSS_ENTROPIES, Case
 from benchmarks.data import Data
 
 
@@ -61,7 +61,7 @@ class Contender:
 
     name: str
     prepare: Callable[[Case, Data], Program]
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = CROSS_ENTROPIES
     modules: tuple[str, ...] = ()
     applies: Callable[[Case], bool] = field(default=lambda case: True)
     missing: Callable[[], str | None] = field(default=lambda: None)

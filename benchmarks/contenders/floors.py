@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from benchmarks.cases import Case
+from benchmarks.cases import KINDS, Case
 from benchmarks.contenders.base import Contender, Program
 from benchmarks.data import Data
 
@@ -87,7 +87,7 @@ def seconds_of(step: Step) -> float:
 
 
 def prepare(case: Case, data: Data) -> Program:
-    steps = (linear_steps if case.kind == "linear" else logits_steps)(case, data)
+    steps = (linear_steps if case.is_linear else logits_steps)(case, data)
 
     def call() -> None:
         for program, arguments in steps:
@@ -96,4 +96,4 @@ def prepare(case: Case, data: Data) -> Program:
     return Program(call, outputs=lambda result: (float("nan"), {}), output_bytes=0)
 
 
-CONTENDERS = [Contender("floor", prepare, role="floor")]
+CONTENDERS = [Contender("floor", prepare, kinds=KINDS, role="floor")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from benchmarks.cases import KINDS, Case
+from benchmarks.cases import CROSS_ENTROPIES, Case
 from benchmarks.contenders.base import optional
 from benchmarks.contenders.jax_programs import Loss, jax_contender
 from benchmarks.contenders.optax_losses import weighted_labels, weighted_mean
@@ -39,7 +39,7 @@ CONTENDERS = [
     jax_contender(
         "keras",
         loss_of,
-        kinds=tuple(kind for kind in KINDS if kind != "linear"),
+        kinds=tuple(kind for kind in CROSS_ENTROPIES if kind != "linear"),
         modules=("keras",),
         missing=backend_is_another,
     )

@@ -1,4 +1,6 @@
-"""optax, as its users write it: from ids, from one-hot labels, and after the logits were cast to float32."""
+"""optax, as its users write it: from ids, from one-hot labels, and after the logits were cast to float32; and PPO, for which
+it has no loss, on the log-probabilities of all classes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from benchmarks.cases import LABEL_SMOOTHING, Case
+from benchmarks.cases import LABEL_SMOOTHING, Case, clipped
 from benchmarks.contenders.jax_programs import Loss, jax_contender
 from benchmarks.data import Data
 
@@ -62,8 +64,18 @@ def one_hot(case: Case) -> Loss:
     return loss
 
 
+def ppo(case: Case) -> Loss:
+    def loss(d: Data) -> Array:
+        log_p = jax.nn.log_softmax(jnp.matmul(d["hidden"], d["kernel"], preferred_element_type=jnp.float32))
+        log_prob = jnp.take_along_axis(log_p, d["labels"][:, None], axis=1)[:, 0]
+        return clipped(log_prob, -jnp.sum(jnp.exp(log_p) * log_p, axis=1), d["old_log_prob"], d["advantage"]).mean()
+
+    return loss
+
+
 CONTENDERS = [
     jax_contender("optax", plain),
     jax_contender("optax float32", upcast, applies=lambda case: case.dtype != "float32"),
+    jax_contender("jax log_softmax", ppo, kinds=("ppo",)),
     jax_contender("optax one-hot", one_hot, kinds=("ids", "segmentation")),
 ]

@@ -13,9 +13,12 @@ _ELSEWHERE = {
     "dim": "axis",
     "ignore_index": "where",
     "input": "logits",
+    "labels": "ids",
     "mask": "where",
     "target": "labels",
     "targets": "labels",
+    "temperature": "logit_scale",
+    "tokens": "ids",
 }
 
 
@@ -24,11 +27,12 @@ def naming_arguments(function: _Function) -> _Function:
     parameters = inspect.signature(function).parameters.values()
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     known = frozenset((*positional, *by_name))
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
-        if len(args) > len(positional):
+        if len(args) > len(positional) and not takes_more:
             example = "class_weight" if "class_weight" in known else next(iter(by_name), None)
             hint = f"; pass the others by name, as {example}=..." if example else ""
             raise TypeError(

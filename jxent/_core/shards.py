@@ -93,6 +93,14 @@ def entry_at(x: Array, y: Array, axis: int) -> Array:
     return jnp.take_along_axis(x, jnp.maximum(y, 0), axis, mode="promise_in_bounds").squeeze(axis)
 
 
+def entries_at(x: Array, ids: Array, axis: int) -> Array:
+    """`entry_at` for K ids a row, `[…, K]`."""
+    if is_split(x, axis):
+        return jnp.moveaxis(lax.map(lambda y: entry_at(x, y, axis), jnp.moveaxis(ids, -1, 0)), 0, -1)
+    at_axis = jnp.maximum(jnp.moveaxis(ids, -1, axis), 0)
+    return jnp.moveaxis(jnp.take_along_axis(x, at_axis, axis, mode="promise_in_bounds"), axis, -1)
+
+
 def zeros_of(structs: Any) -> Any:
     """Zeros of the shapes and dtypes of the results of `jax.eval_shape`, varying over the same axes."""
 

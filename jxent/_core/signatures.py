@@ -1,6 +1,6 @@
 """The types in public signatures.
 
-`reduction` and `return_aux` decide the type of a result, so every loss has overloads over them; a `TypedDict` holds the
+`reduction`, `return_aux` and `return_entropy` decide the type of a result, so every loss has overloads over them; a `TypedDict` holds the
 options that do not, so that an overload is three lines and not twenty. The implementation spells all of them out: it is
 what `help()` and `inspect.signature` show, and a test holds the two together.
 """
@@ -53,20 +53,42 @@ class SoftmaxOptions(MulticlassOptions, total=False):
     vocab_axis_name: Any
 
 
-class LinearOptions(RowOptions, total=False):
-    """Of `linear_softmax_cross_entropy`."""
+class LogProbOptions(TypedDict, total=False):
+    """Of `softmax_log_probs`."""
+
+    logit_scale: Scalar | None
+    where: ArrayLike | None
+    ignore_index: int | None
+    axis: int
+    vocab_axis_name: Any
+
+
+class LinearLogProbOptions(TypedDict, total=False):
+    """Of `linear_softmax_log_probs`."""
 
     bias: ArrayLike | None
     transpose_kernel: bool
-    class_weight: ArrayLike | None
-    ignore_index: int | None
-    label_smoothing: Scalar
-    z_loss: Scalar
     logit_scale: Scalar | None
     logit_softcap: Scalar | None
+    where: ArrayLike | None
+    ignore_index: int | None
     vocab_axis_name: Any
     chunk_size: int | None
     precision: jax.lax.PrecisionLike
+
+
+class LinearLossOptions(LinearLogProbOptions, total=False):
+    """Of `linear_softmax_loss`."""
+
+    sample_weight: ArrayLike | None
+
+
+class LinearOptions(LinearLossOptions, total=False):
+    """Of `linear_softmax_cross_entropy`."""
+
+    class_weight: ArrayLike | None
+    label_smoothing: Scalar
+    z_loss: Scalar
 
 
 class Poly1Options(MulticlassOptions, total=False):

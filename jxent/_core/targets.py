@@ -51,11 +51,13 @@ class TargetOptions(NamedTuple):
         axis: the class axis.
         ignored: the `ignore_index`, or None.
         vocab_axis_name: as in `Targets`.
+        several: whether there are K ids a row.
     """
 
     axis: int
     ignored: int | None
     vocab_axis_name: VocabAxis
+    several: bool = False
 
 
 class Given(NamedTuple):
@@ -111,13 +113,43 @@ def check_targets(
     return TargetOptions(axis, ignored, vocab_axis_name), given
 
 
+def check_ids(
+    fn: str,
+    scores_name: str,
+    scores: Any,
+    ids: Any,
+    *,
+    where: Any,
+    ignore_index: Any,
+    axis: int,
+    vocab_axis_name: VocabAxis,
+    sample_weight: Any = None,
+    may_be_several: bool = False,
+) -> tuple[TargetOptions, Given]:
+    """As `check_targets`, for functions of class ids that have no weights of classes and no smoothing."""
+    rows = arguments.row_shape(scores, axis)
+    ids, ignored = arguments.as_labels(fn, "ids", ids, arguments.as_ignore_index(fn, ignore_index))
+    arguments.check_ids_dtype(fn, "ids", ids.dtype)
+    if ids.shape != rows and not (may_be_several and ids.shape[:-1] == rows and ids.ndim):
+        several = f", or {(*rows, 'K')} for K ids a row" if may_be_several else ""
+        raise ValueError(
+            f"{fn}: ids has shape {ids.shape}; expected the row shape {rows}{several}, to go with {scores_name} of shape "
+            f"{scores.shape}"
+        )
+    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, rows, compute_dtype(scores.dtype))
+    where = arguments.as_row_mask(fn, where, rows)
+    arguments.check_same_over(fn, vocab_axis_name, ids=ids, where=where, sample_weight=sample_weight)
+    options = TargetOptions(axis, ignored, vocab_axis_name, ids.shape != rows)
+    return options, Given(ids, None, sample_weight, where, None)
+
+
 def split_like(scores: Array, axis: int, given: Given) -> Given:
     """On a mesh with Explicit axes, all that belongs to the rows and classes of `scores` split as these are."""
     entries = split_of(scores)
     rows = entries[:axis] + entries[axis + 1 :]
     labels, class_weight, sample_weight, where, smoothing = given
     return Given(
-        resharded(labels, scores, rows if is_ids(labels) else entries),
+        resharded(labels, scores, rows + (None,) * (labels.ndim - len(rows)) if is_ids(labels) else entries),
         resharded(class_weight, scores, entries[axis : axis + 1]),
         resharded(sample_weight, scores, rows),
         resharded(where, scores, rows),
@@ -127,7 +159,9 @@ def split_like(scores: Array, axis: int, given: Given) -> Given:
 
 def make_targets(options: TargetOptions, num_classes: Any, given: Given) -> Targets:
     """Brings it all into one form. `num_classes` are those of a device."""
-    axis, ignored, vocab_axis_name = options
+    axis, ignored, vocab_axis_name, several = options
+    if several:
+        return _make_several(options, num_classes, given)
     labels, class_weight, sample_weight, where, smoothing = given
     if not is_ids(labels):
         return Targets(labels, class_weight, None, smoothing, sample_weight, where, axis, vocab_axis_name)
@@ -144,6 +178,15 @@ def make_targets(options: TargetOptions, num_classes: Any, given: Given) -> Targ
             label_weight = jnp.where(where, label_weight, 0)
     no_class = NO_CLASS + (ignored == NO_CLASS)
     return Targets(ids, class_weight, label_weight, smoothing, sample_weight, where, axis, vocab_axis_name, no_class)
+
+
+def _make_several(options: TargetOptions, num_classes: Any, given: Given) -> Targets:
+    """Of K ids a row: −1 for a bad one, −2 for the `ignore_index`."""
+    axis, ignored, vocab_axis_name, _ = options
+    ids = checked_ids(given.labels, num_classes_of_all(num_classes, vocab_axis_name))
+    counted = counted_ids(given.labels, ignored)
+    ids = ids if counted is None else jnp.where(counted, ids, -2)
+    return Targets(ids, None, None, None, given.sample_weight, given.where, axis, vocab_axis_name)
 
 
 def is_ids(labels: Array) -> bool:

@@ -267,6 +267,33 @@ LINEAR_TABLE = {
     "return_aux not a bool": (x, k, ids, {"return_aux": 1}, TypeError, "return_aux must be True or False; got 1 (int)"),
     "vocab_axis_name outside": (x, k, ids, {"vocab_axis_name": "v"}, ValueError, "no mapped axis 'v' here|shard_map"),
 }
+# ids, options, error, words of its message; of logits, and of hidden states and a kernel.
+IDS_TABLE = {
+    "float ids": (x[:, 0], {}, TypeError, "ids must have an integer dtype (class ids); got float32"),
+    "bool ids": (ids > 0, {}, TypeError, "ids must have an integer dtype (class ids); got bool"),
+    "a distribution": (x, {}, TypeError, "ids must have an integer dtype (class ids); got float32"),
+    "ids of too few rows": (
+        ids[:3],
+        {},
+        ValueError,
+        "ids has shape (3,); expected the row shape (4,), or (4, 'K') for K ids",
+    ),
+    "ids of one row for all": (ids[None], {}, ValueError, "ids has shape (1, 4); expected the row shape (4,)"),
+    "ids of too many axes": (
+        ids[:, None, None],
+        {},
+        ValueError,
+        "ids has shape (4, 1, 1); expected the row shape (4,)",
+    ),
+    "float mask": (ids, {"where": x[:, 0]}, TypeError, "where must have dtype bool; got float32"),
+    "mask of each id": (ids[:, None], {"where": ids[:, None] > 0}, ValueError, "where has shape (4, 1)"),
+    "ignore_index a float": (ids, {"ignore_index": 1.0}, TypeError, "ignore_index must be a static integer"),
+    "scale an array": (ids, {"logit_scale": np.ones(4)}, ValueError, "logit_scale must be a scalar; got shape (4,)"),
+    "scale text": (ids, {"logit_scale": "1"}, TypeError, "logit_scale must be"),
+    "scale NaN": (ids, {"logit_scale": np.nan}, ValueError, "logit_scale must be"),
+    "return_entropy not a bool": (ids, {"return_entropy": 1}, TypeError, "return_entropy must be True or False"),
+    "vocab_axis_name outside": (ids, {"vocab_axis_name": "v"}, ValueError, "no mapped axis 'v' here|shard_map"),
+}
 FOCAL_TABLE = {
     "gamma below 0": (x, x, {"gamma": -1}, ValueError, "gamma must be at least 0; got -1"),
     "gamma NaN": (x, x, {"gamma": np.nan}, ValueError, "gamma must be at least 0; got nan"),
@@ -304,7 +331,7 @@ MEAN_TABLE = {
     ),
     "Means": ([jxent.Mean(x, x)] * 2, {}, TypeError, "values must be an array of numbers; got list of Mean"),
     "an aux": (
-        jxent.CrossEntropyAux(x, x, x),
+        jxent.CrossEntropyAux(x, x, x, x),
         {},
         TypeError,
         "values must be an array of numbers; got CrossEntropyAux",
@@ -438,6 +465,19 @@ def test_linear_bad_argument_is_named(hidden, kernel, labels, options, error, wo
         jxent.linear_softmax_cross_entropy(hidden, kernel, labels, **options)
     message = str(raised.value)
     assert message.startswith("linear_softmax_cross_entropy: ")
+    assert is_short(message)
+    for word in words.split("|"):
+        assert word in message, message
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["softmax", "linear_softmax"])
+@pytest.mark.parametrize(("labels", "options", "error", "words"), IDS_TABLE.values(), ids=IDS_TABLE)
+def test_log_probs_bad_argument_is_named(fused, labels, options, error, words):
+    fn, scores = (jxent.linear_softmax_log_probs, (x, k)) if fused else (jxent.softmax_log_probs, (x,))
+    with pytest.raises(error) as raised:
+        fn(*scores, labels, **options)
+    message = str(raised.value)
+    assert message.startswith(f"{fn.__name__}: ")
     assert is_short(message)
     for word in words.split("|"):
         assert word in message, message

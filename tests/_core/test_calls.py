@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jxent
-from tests.test_api import SIGNATURES
+from tests.test_api import SIGNATURES, TAKE_MORE
 
 x = np.zeros((2, 3), np.float32)
 ids = np.zeros(2, np.int32)
@@ -23,6 +23,7 @@ UNKNOWN = {
     "softcap": (jxent.linear_softmax_cross_entropy, "'softcap'; did you mean logit_softcap?"),
     "alpha": (focal, "softmax_focal_loss: has no argument 'alpha'; did you mean class_weight?"),
     "ignore_index": (sigmoid, "'ignore_index'; did you mean where?"),
+    "temperature": (jxent.softmax_log_probs, "'temperature'; did you mean logit_scale?"),
     "from_logits": (softmax, "has no argument 'from_logits'"),
 }
 
@@ -40,6 +41,11 @@ def test_unknown_argument_is_no_other_one_that_was_given():
         softmax(x, target=ids)
     with pytest.raises(TypeError, match=r"has no argument 'weight'; did you mean sample_weight\?$"):
         softmax(x, ids, weight=np.ones(2), class_weight=np.ones(3))
+
+
+def test_labels_of_a_function_of_ids_are_named():
+    with pytest.raises(TypeError, match=r"softmax_log_probs: has no argument 'labels'; did you mean ids\?$"):
+        jxent.softmax_log_probs(x, labels=ids)
 
 
 def test_too_many_arguments_are_named():
@@ -67,8 +73,9 @@ def test_every_function_names_arguments(name):
     positional, named = SIGNATURES[name]
     with pytest.raises(TypeError, match=f"^{name}: has no argument 'nonsense'$"):
         function(nonsense=1)
-    with pytest.raises(TypeError, match=f"^{name}: takes {len(positional)} positional arguments"):
-        function(*[x] * (len(positional) + 1))
+    if name not in TAKE_MORE:
+        with pytest.raises(TypeError, match=f"^{name}: takes {len(positional)} positional arguments"):
+            function(*[x] * (len(positional) + 1))
     assert (function.__name__, function.__module__.split(".")[0]) == (name, "jxent")
-    assert list(inspect.signature(function).parameters) == [*positional, *named]
+    assert list(inspect.signature(function).parameters) == [*positional, *filter(None, [TAKE_MORE.get(name)]), *named]
     assert f"def {name}(" in inspect.getsource(function)

@@ -26,7 +26,7 @@ from jxent._core.targets import is_ids
 
 
 def evaluate(config: Config, rows: PerRow, shared: Shared) -> Evaluated:
-    cut = _cut(config, rows, shared, Cotangents(None, None))
+    cut = _cut(config, rows, shared, Cotangents())
 
     def of_chunk(chunk: tuple[PerRow, Cotangents]) -> tuple[Evaluated, tuple[()]]:
         rows = chunk[0]
@@ -47,7 +47,7 @@ def differentiate(
         def of_products(products: Array, wanted_rows: PerRow, wanted_shared: Shared) -> Any:
             merged = _merged(wanted_rows, rows), _merged(wanted_shared, cut.shared)
             evaluated, log_z = chunk_rows(config, products, *merged)
-            return _given(cotangents, (evaluated.loss, log_z)), evaluated
+            return _given(cotangents, (evaluated.loss, evaluated.entropy, log_z)), evaluated
 
         products = products_of(config, rows, cut.shared)
         wanted_rows = _selected(rows._replace(hidden=None), wanted.rows, products.dtype)
@@ -164,4 +164,7 @@ def _selected(arrays: Any, wanted: Any, dtype: Any) -> Any:
 
 
 def _merged(some: Any, arrays: Any) -> Any:
-    return type(arrays)(*(b if a is None else a for a, b in zip(some, arrays, strict=True)))
+    def of(a: Any, b: Any) -> Any:
+        return tuple(map(of, a, b)) if isinstance(b, tuple) else b if a is None else a
+
+    return type(arrays)(*map(of, some, arrays))

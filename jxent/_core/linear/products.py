@@ -1,5 +1,6 @@
 """One chunk of rows: its logits, what becomes of them, and the gradients that come back through the two matmuls."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,7 +8,15 @@ from jax import Array, lax
 
 from jxent._core.dtypes import compute_dtype
 from jxent._core.linear.records import Config, Evaluated, LinearAux, PerRow, Shared
-from jxent._core.rows.losses import evaluate, row_log_z, row_loss, row_mass, row_nll, row_predicted
+from jxent._core.rows.losses import (
+    evaluate,
+    log_probs_of_several,
+    row_log_z,
+    row_loss,
+    row_mass,
+    row_nll,
+    row_predicted,
+)
 from jxent._core.shards import aligned
 from jxent._core.targets import Targets
 
@@ -29,14 +38,32 @@ def chunk_rows(config: Config, products: Array, rows: PerRow, shared: Shared) ->
         vocab_axis_name=config.vocab_axis_name,
         no_class=config.no_class,
     )
-    state = evaluate(logits, targets, aux=config.with_aux)
-    loss = row_loss(state, targets, shared.z_loss)
+    if targets.are_ids and rows.labels.ndim == 2:
+        log_prob, entropy = log_probs_of_several(logits, targets, config.with_entropy)
+        return Evaluated(-log_prob, entropy, None, None), jnp.zeros_like(log_prob[:, 0])
+    with_entropy = config.with_entropy or config.row_loss is not None
+    state = evaluate(logits, targets, aux=config.with_aux, entropy=with_entropy)
+    if config.row_loss is None:
+        loss = row_loss(state, targets, shared.z_loss)
+    else:
+        loss = _loss_of(config.row_loss, -state.nll, state.entropy, rows)
     log_z = row_log_z(state, targets)
-    mass = None if targets.are_ids else row_mass(state, targets)
-    if not config.with_aux:
-        return Evaluated(loss, None, mass), log_z
-    aux = LinearAux(log_z, row_predicted(state, targets), row_nll(state, targets))
-    return Evaluated(loss, aux, mass), log_z
+    aux = None
+    if config.with_aux:
+        aux = LinearAux(log_z, row_predicted(state, targets), row_nll(state, targets))
+    entropy = state.entropy if config.with_entropy else None
+    return Evaluated(loss, entropy, aux, None if targets.are_ids else row_mass(state, targets)), log_z
+
+
+def _loss_of(row_loss: Callable[..., Array], log_prob: Array, entropy: Array, rows: PerRow) -> Array:
+    """Masked rows are 0 in what goes in and in what comes out, whatever they hold, and so in every gradient."""
+
+    def counted(values: Array) -> Array:
+        if rows.where is None:
+            return values
+        return jnp.where(jnp.expand_dims(rows.where, range(1, values.ndim)), values, 0)
+
+    return counted(row_loss(counted(log_prob), counted(entropy), *map(counted, rows.row_args)))
 
 
 def softcap(logits: Array, cap: Array) -> Array:

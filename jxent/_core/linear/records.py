@@ -11,12 +11,15 @@ from jxent._core.targets import NO_CLASS
 
 
 class PerRow(NamedTuple):
-    """What belongs to the rows: hidden states `[N, D]`, and of `Targets` what has a row axis; None as there."""
+    """What belongs to the rows: hidden states `[N, D]`, of `Targets` what has a row axis, None as there, and the arguments
+    `[N, …]` of a `row_loss`.
+    """
 
     hidden: Array
     labels: Array
     label_weight: Array | None
     where: Array | None
+    row_args: tuple[Array, ...] = ()
 
 
 class Shared(NamedTuple):
@@ -40,6 +43,8 @@ class Config(NamedTuple):
         precision: of the matmuls, as `jax.lax.dot_general` takes it.
         vocab_axis_name: the axes of a `shard_map` that split V, or None.
         with_aux: whether a `LinearAux` is asked for; else it is None.
+        with_entropy: whether the entropy of each row is.
+        row_loss: what makes the loss of a row's log-probability, entropy and `row_args`; None for cross entropy.
         no_class: as in `Targets`.
         placement: how Explicit axes of a mesh split the arrays, or None for no such axes.
     """
@@ -48,7 +53,9 @@ class Config(NamedTuple):
     transpose_kernel: bool
     precision: Any
     vocab_axis_name: VocabAxis
-    with_aux: bool
+    with_aux: bool = False
+    with_entropy: bool = False
+    row_loss: Callable[..., Array] | None = None
     no_class: int = NO_CLASS
     placement: Placement | None = None
 
@@ -73,11 +80,13 @@ class Evaluated(NamedTuple):
 
     Attributes:
         loss: without its weight.
+        entropy: −Σ p log p, 0 where masked; None where it is not asked for.
         aux: None where it is not asked for.
         mass: Σ_c w_c q_c of a distribution, 0 where masked; None for ids.
     """
 
     loss: Array
+    entropy: Array | None
     aux: LinearAux | None
     mass: Array | None
 
@@ -85,8 +94,9 @@ class Evaluated(NamedTuple):
 class Cotangents(NamedTuple):
     """Of each row, or None where there is none."""
 
-    loss: Array | None
-    log_z: Array | None
+    loss: Array | None = None
+    entropy: Array | None = None
+    log_z: Array | None = None
 
 
 class Gradients(NamedTuple):
@@ -97,6 +107,11 @@ class Gradients(NamedTuple):
 
 
 def mapped(f: Callable[..., Any], arguments: Any, *others: Any) -> Any:
-    """`f` of each field that is not None."""
-    fields = zip(arguments, *others, strict=True)
-    return type(arguments)(*(None if field[0] is None else f(*field) for field in fields))
+    """`f` of each field that is not None, and of each entry of one that is a tuple."""
+
+    def of(field: Any, *rest: Any) -> Any:
+        if field is None:
+            return None
+        return tuple(map(of, field, *rest)) if isinstance(field, tuple) else f(field, *rest)
+
+    return type(arguments)(*map(of, arguments, *others))

@@ -64,7 +64,10 @@ def _of_no_rows(config: Config, rows: PerRow, coefficient: Array | None) -> Eval
     loss = jnp.sum(rows.hidden, -1, dtype=compute_dtype(rows.hidden.dtype))
     aux = LinearAux(loss, loss.astype(jnp.int32), loss) if config.with_aux else None
     mass = None if is_ids(rows.labels) else loss
-    return Evaluated(loss if coefficient is None else jnp.sum(coefficient * loss), aux, mass)
+    total = loss if coefficient is None else jnp.sum(coefficient * loss)
+    if coefficient is None and is_ids(rows.labels) and rows.labels.ndim > loss.ndim:
+        total = jnp.broadcast_to(loss[..., None], rows.labels.shape)
+    return Evaluated(total, loss if config.with_entropy else None, aux, mass)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -80,7 +83,8 @@ def _linear_rows_fwd(config: Config, rows: PerRow, shared: Shared) -> tuple[Any,
 
 def _linear_rows_bwd(config: Config, residuals: Any, cotangents: Any) -> tuple[Any, Any]:
     d_log_z = None if cotangents.aux is None else cotangents.aux.log_z
-    gradients = _pulled(config, residuals, Cotangents(_or_none(cotangents.loss), _or_none(d_log_z)))
+    given = map(_or_none, (cotangents.loss, cotangents.entropy, d_log_z))
+    gradients = _pulled(config, residuals, Cotangents(*given))
     return gradients.rows, gradients.shared
 
 
@@ -99,7 +103,7 @@ def linear_total(config: Config, rows: PerRow, shared: Shared, coefficient: Arra
 
 def _linear_total_fwd(config: Config, rows: PerRow, shared: Shared, coefficient: Any) -> tuple[Any, Any]:
     (wanted, rows, shared), of_coefficient = _with_wanted(rows, shared), _wanted(coefficient)
-    evaluated, gradients = _differentiate(config, rows, shared, Cotangents(coefficient.value, None), wanted)
+    evaluated, gradients = _differentiate(config, rows, shared, Cotangents(coefficient.value), wanted)
     loss = evaluated.loss
     total = jnp.sum(coefficient.value * silenced(loss, coefficient.value))
     return evaluated._replace(loss=total), (wanted, of_coefficient, loss, gradients)
@@ -130,7 +134,7 @@ def _differentiable_log_z_fwd(config: Config, rows: PerRow, shared: Shared, log_
 
 
 def _differentiable_log_z_bwd(config: Config, residuals: Any, d_log_z: Array) -> tuple[Any, Any, None]:
-    gradients = _pulled(config, residuals, Cotangents(None, d_log_z))
+    gradients = _pulled(config, residuals, Cotangents(log_z=d_log_z))
     return gradients.rows, gradients.shared, None
 
 
@@ -251,7 +255,12 @@ def _differentiate(
 def _results(config: Config, are_ids: bool) -> Any:
     """What an `Evaluated` has None for, this has too."""
     here: Any = ...
-    return Evaluated(here, LinearAux(here, here, here) if config.with_aux else None, None if are_ids else here)
+    return Evaluated(
+        loss=here,
+        entropy=here if config.with_entropy else None,
+        aux=LinearAux(here, here, here) if config.with_aux else None,
+        mass=None if are_ids else here,
+    )
 
 
 def _or_none(cotangent: Any) -> Any:

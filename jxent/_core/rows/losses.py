@@ -4,21 +4,46 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jxent._core.rows import state
 from jxent._core.rows.rule import Config, Rows, softmax_rows
 from jxent._core.rows.state import SHARE, Wanted
+from jxent._core.shards import entries_at, own_ids
 from jxent._core.silence import silenced
 from jxent._core.targets import Targets
 
 
-def evaluate(logits: Array, targets: Targets, *, miss: bool = False, aux: bool = False) -> Rows:
-    """The rows as far as the functions below need them: `miss` for `row_miss`, `aux` for `row_nll`, entropy and top class."""
-    config = Config(targets.axis, _wanted(targets, miss, aux), targets.vocab_axis_name)
+def evaluate(logits: Array, targets: Targets, *, miss: bool = False, aux: bool = False, entropy: bool = False) -> Rows:
+    """The rows as far as the functions below need them: `miss` for `row_miss`, `aux` for `row_nll` and the top class."""
+    wanted = _wanted(targets, miss, aux)._replace(dot=entropy)
+    config = Config(targets.axis, wanted, targets.vocab_axis_name)
     ids, q = (targets.labels, None) if targets.are_ids else (None, targets.labels)
     w = None if targets.are_ids and targets.smoothing is None else targets.class_weight
     return softmax_rows(config, logits, ids, q, w, targets.where)
+
+
+def log_probs_of_several(logits: Array, targets: Targets, entropy: bool) -> tuple[Array, Array | None]:
+    """Log p of K ids a row, `[…, K]`, and on demand the entropy. An id of −1 is a bad one, −2 one that does not count.
+
+    Of the top class it is −nll, whose slope cancels nowhere; of another x − m − log1p(u), at a constant m.
+    """
+    axis, vocab_axis_name, where = targets.axis, targets.vocab_axis_name, targets.where
+    config = Config(axis, Wanted(top=True, dot=entropy), vocab_axis_name, nll_of_top=True)
+    rows = softmax_rows(config, logits, None, None, None, where)
+    own = own_ids(targets.labels, logits.shape[axis], vocab_axis_name)
+    entry = entries_at(logits, own, axis).astype(rows.excess.dtype)
+    if vocab_axis_name is not None:
+        entry = lax.psum(jnp.where(own < 0, 0, entry), vocab_axis_name)
+    row_max, log_sum, nll, top = (
+        jnp.expand_dims(a, -1) for a in (rows.row_max, jnp.log1p(rows.excess), rows.nll, rows.top)
+    )
+    log_prob = jnp.where(targets.labels == top, -nll, entry - row_max - log_sum)
+    # A factor, since a NaN that is selected has no gradient.
+    log_prob = jnp.where(targets.labels == -1, jnp.nan, 1) * log_prob
+    counts = targets.labels > -2
+    counts = counts if where is None else counts & jnp.expand_dims(where, -1)
+    return jnp.where(counts, log_prob, 0), rows.entropy
 
 
 def _wanted(targets: Targets, miss: bool, aux: bool) -> Wanted:

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
 from jxent._core.rows import cpu, state
 from jxent._core.rows.state import TargetState, Wanted
@@ -39,7 +38,7 @@ class Rows(NamedTuple):
         excess: u.
         dot: e, or None.
         entropy: −Σ p log p, or None.
-        nll: −log p of the id, or None.
+        nll: −log p of the id, or of the top class; or None.
         targets: by name.
         top: i, or None.
     """
@@ -54,11 +53,12 @@ class Rows(NamedTuple):
 
 
 class Config(NamedTuple):
-    """What is known when the program is traced."""
+    """What is known when the program is traced. With `nll_of_top`, which wants i, the top class stands for the id."""
 
     axis: int
     wanted: Wanted
     vocab_axis_name: VocabAxis
+    nll_of_top: bool = False
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -89,10 +89,12 @@ def softmax_rows(
 # in a tangent, so that the transpose is elementwise and sums nothing.
 def _softmax_rows_jvp(config: Config, primals: Any, tangents: Any) -> tuple[Rows, Rows]:
     rows = softmax_rows(config, *primals)
+    if config.nll_of_top:
+        primals = primals[0], rows.top, *primals[2:]
     moving = (None if isinstance(tangents[i], SymbolicZero) else tangents[i] for i in (0, 2, 3))
     tangent_map = jax.checkpoint(partial(_tangents, config), prevent_cse=False)
     d_rows = tangent_map(rows._replace(top=None), *primals, *moving)
-    return rows, d_rows._replace(top=None if rows.top is None else np.zeros(rows.top.shape, jax.dtypes.float0))
+    return rows, d_rows._replace(top=None if rows.top is None else zero_from_primal(rows.top, symbolic_zeros=True))
 
 
 softmax_rows.defjvp(_softmax_rows_jvp, symbolic_zeros=True)
@@ -102,7 +104,7 @@ softmax_rows.defjvp(_softmax_rows_jvp, symbolic_zeros=True)
 def _forward(
     config: Config, logits: Array, ids: Array | None, q: Array | None, w: Array | None, where: Array | None
 ) -> Rows:
-    axis, wanted, vocab_axis_name = config
+    axis, wanted, vocab_axis_name, nll_of_top = config
     own: Any = None if ids is None else own_ids(ids, logits.shape[axis], vocab_axis_name)
     of_part: Any = lax.platform_dependent(
         *aligned((logits, own, q, w)),
@@ -116,7 +118,7 @@ def _forward(
     targets, u, dot, m, top = whole
     u = jnp.where(jnp.isfinite(m), u, jnp.nan)  # +inf, and no live class
     entropy = None if dot is None else state.entropy(u, dot)
-    nll = None
+    nll = jnp.log1p(u) if nll_of_top else None
     if ids is not None:
         nll = jnp.where(ids < 0, jnp.nan, jnp.log1p(u) - (entry - m))
     rows = Rows(m, u, dot, entropy, nll, {name: _target_rows(u, t) for name, t in targets.items()}, top)
@@ -143,7 +145,7 @@ def _tangents(
     d_w: Array | None,
 ) -> Rows:
     """The tangents of `rows`: linear in the last three arguments, of which None stands for zero."""
-    axis, wanted, vocab_axis_name = config
+    axis, wanted, vocab_axis_name, _ = config
     rows, logits = cpu.apart(wanted, axis, rows, logits)
     rows, mask = jax.tree.map(lambda field: jnp.expand_dims(field, axis), (rows, where))
     u, zero = rows.excess, jnp.zeros_like(rows.excess)
