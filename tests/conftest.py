@@ -1,4 +1,12 @@
-"""Settings for every test: nothing promotes silently, neither ranks nor dtypes, and there are four devices."""
+"""Settings for every test: nothing promotes silently, neither ranks nor dtypes, and there are four devices.
+
+`pytest` by itself runs one case of each test that takes seconds. `pytest --all` runs all cases of all tests, and so does any
+call that names files or expressions, of these.
+"""
+
+import os
+import zlib
+from itertools import groupby
 
 import jax
 import numpy as np
@@ -8,8 +16,53 @@ from jxent._core.rows import cpu
 from tools import aot
 
 jax.config.update("jax_num_cpu_devices", 4)
+if _folder := os.environ.get("JXENT_COMPILED"):
+    # A folder for each worker: jax writes in place, and a neighbour could read half a program.
+    jax.config.update("jax_compilation_cache_dir", f"{_folder}/{os.environ.get('PYTEST_XDIST_WORKER', 'gw0')}")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+# What these need is installed in one of CI's two environments.
+_WHOLE = {
+    "test_compilers",
+    "test_compilers_page",
+    "test_docs",
+    "test_migrating",
+    "test_peers",
+    "test_torch_compat",
+    "test_torch_parity",
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="all cases of all tests, and not one case of each quick one")
+    parser.addoption("--half", type=int, choices=(0, 1), help="every second case of tests that have several")
+
+
+def pytest_configure(config):
+    is_named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    config.option.all = bool(config.option.all or is_named or config.option.keyword or config.option.markexpr)
+
+
+def pytest_collection_modifyitems(config, items):
+    kept = items if config.option.all else [item for item in items if not item.get_closest_marker("slow")]
+    if not config.option.all or config.option.half is not None:
+        kept = [item for _, cases in groupby(kept, _test_of) for item in _some_of(list(cases), config.option)]
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = kept
+
+
+def _test_of(item):
+    return item.nodeid.partition("[")[0]
+
+
+def _some_of(cases, option):
+    if not option.all:
+        # Another place in the list for each test, so that it is not always the first loss.
+        return [cases[zlib.crc32(_test_of(cases[0]).encode()) % len(cases)]]
+    return cases if len(cases) == 1 or cases[0].path.stem in _WHOLE else cases[option.half :: 2]
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from benchmarks.contenders.base import Contender
 from benchmarks.contenders.jax_programs import jax_contender
 from benchmarks.data import make_data, rows_of
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 300  # seconds; against hanging
 PEERS = dict.fromkeys(cases.CROSS_ENTROPIES, "optax") | {"ppo": "jax log_softmax"}

@@ -22,6 +22,7 @@ from tests.losses import LOSSES, VARIANTS
 from tests.test_api import LOSS_NAMES, TORCH_SIGNATURES
 from tools.aot import PLATFORMS, Program
 
+pytestmark = pytest.mark.slow
 GIB = 2**30
 ROWS, CLASSES = 8192, 128256
 LINEAR_ROWS, WIDTH = 32768, 4096

@@ -15,6 +15,7 @@ from benchmarks.plans.losses import LOSSES, THREE_PRODUCTS
 from tests.losses import assert_close
 from tools import aot
 
+pytestmark = pytest.mark.slow
 NO_LOSS = {THREE_PRODUCTS, "tokamax"}
 SHAPES = {"fused": (12, 6, 7), "segmentation, classes second": (2, 5, 3, 4), "segmentation, classes last": (2, 3, 4, 5)}
 

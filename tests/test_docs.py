@@ -15,6 +15,7 @@ import pytest
 import jxent
 from tests.markdown import run_examples
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

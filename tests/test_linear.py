@@ -67,6 +67,7 @@ def test_linear_at_initialisation_scale(rng, x64, num_classes):
     assert_values_and_gradients_close(got, evaluate(materialised, problem, ("none", "mean")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_linear_does_not_depend_on_the_chunks(rng, masked):
     problem = make_problem(rng, (12,), 5, 33, "ids", masked=masked, dtype=np.float32)
@@ -145,6 +146,7 @@ def test_linear_is_softmax_cross_entropy_with_aux(rng):
         assert got[1].predicted.dtype == np.int32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "reduction"), [("ids", "mean"), ("soft", "none")])
 def test_linear_softcap_of_inf_is_none(rng, kind, reduction):
     """To the bit, in value and gradients, the number as much as one that is traced; −inf and `finfo.min` included."""
@@ -209,6 +211,7 @@ def test_linear_bad_id_is_nan_in_its_row(rng, bad):
     assert np.isnan(d_kernel).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ids", "soft"])
 def test_linear_padded_columns_count_for_nothing(rng, x64, kind):
     problem = make_problem(rng, (7,), 4, 6, kind, softcap=3.0)
@@ -253,6 +256,7 @@ def with_log_z(loss, aux, where):
     return loss + LOG_Z_FACTOR * jnp.mean(jnp.square(jnp.where(where, aux.log_z, 0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ids", "soft"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_linear_aux_log_z_carries_its_gradient(rng, x64, reduction, kind):
@@ -293,6 +297,7 @@ def test_linear_aux_log_z_has_a_gradient_where_the_loss_has_none(rng):
         assert_tree_close(jax.grad(log_z, (0, 1))(hidden, kernel), want, 3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ids", "soft"])
 def test_linear_aux_nll_and_entropy_are_plain(rng, x64, kind):
     """Whatever smoothing, weights and z-loss are; 0 in masked rows; no gradient of it."""

@@ -82,6 +82,7 @@ def test_masked_rows_beside_a_bad_kernel(rng, reduction, bad):
         assert not np.isfinite(slopes["hidden"][where]).all()
 
 
+@pytest.mark.slow
 @REDUCTIONS
 def test_ignored_ids_are_masked_rows(rng, reduction):
     problem = make_problem(rng, (N,), D, V, "ids", dtype=np.float32)
@@ -106,6 +107,7 @@ def test_aux_of_masked_rows(rng, kind):
         np.testing.assert_array_equal(got.log_z[~where], 0)
 
 
+@pytest.mark.slow
 def test_a_batch_of_masks(rng, x64):
     problem = make_problem(rng, (N,), D, V, "ids")
     mean = functools.partial(fused, labels=problem.fixed["labels"], reduction="mean", chunk_size=4)
@@ -117,6 +119,7 @@ def test_a_batch_of_masks(rng, x64):
         assert_tree_close(jax.tree.map(lambda a, i=i: a[i], slopes), want, 1e-12)
 
 
+@pytest.mark.slow
 @REDUCTIONS
 def test_second_order_of_masked_rows(rng, x64, reduction):
     problem = make_problem(rng, (N,), D, V, "ids", softcap=4.0)

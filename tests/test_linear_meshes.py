@@ -96,6 +96,7 @@ def padded(problem):
     return Problem({name: pad(name, a) for name, a in problem.arguments.items()}, problem.fixed, problem.cotangents)
 
 
+@pytest.mark.slow
 @KINDS
 def test_linear_vocab_axis_inside_and_outside_of_shard_map(rng, kind):
     problem = make_problem(rng, (B, T), D, V, kind, softcap=4.0, dtype=np.float32)

@@ -21,6 +21,7 @@ def scalar(loss, problem, reduction, **options):
     return lambda arguments: jnp.sum(cotangent * loss(arguments, **problem.fixed, reduction=reduction, **options))
 
 
+@pytest.mark.slow
 @REDUCTIONS
 @pytest.mark.parametrize("kind", ["ids", "soft"])
 def test_linear_second_order(rng, x64, reduction, kind):
@@ -53,6 +54,7 @@ def batch_of_problems(rng, batched):
     return first, arguments, {name: 0 if name in batched else None for name in shared}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batched",
     [
@@ -157,6 +159,7 @@ def test_linear_gradient_of_a_vmap_of_nothing(reduction, empty):
     assert not np.any(slopes[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", ["reverse", "forward"])
 @REDUCTIONS
 def test_linear_second_order_of_log_z(rng, x64, reduction, outer):
@@ -207,11 +210,13 @@ def exported_and_called(rng, shapes, constraints, sizes, chunk_size=None, kind="
         assert_tree_close(exported.call(*arguments), jax.jit(gradient)(*arguments), 3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_linear_export_with_symbolic_batch(rng, chunk_size):
     exported_and_called(rng, "n, 3, 5", (), [(1, 3, 5), (4, 3, 5), (11, 3, 5)], chunk_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("kind", ["ids", "soft"])
 @pytest.mark.parametrize("constraints", [(), ("v >= 16", "v <= 4000")], ids=["unbounded", "bounded"])

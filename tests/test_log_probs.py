@@ -42,7 +42,11 @@ def focal(log_prob, entropy, old_log_prob, advantage):
     return -jnp.square(-jnp.expm1(log_prob)) * log_prob
 
 
-LOSSES = {f.__name__: f for f in (ppo, reinforce, unlikelihood, detached, focal)}
+def poly(log_prob, entropy, old_log_prob, advantage):
+    return -log_prob - 2 * jnp.expm1(log_prob)
+
+
+LOSSES = {f.__name__: f for f in (ppo, reinforce, unlikelihood, detached, focal, poly)}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -130,6 +131,7 @@ def test_scan_within_the_loss():
     assert_trains_as_the_whole(gradient)
 
 
+@pytest.mark.slow
 def test_optax_multi_steps():
     """It sums what it is given, here parts of unequal shape: so each total is divided by the weight of the whole."""
 
@@ -157,6 +159,7 @@ def test_optax_microbatch():
         assert_trains_as_the_whole(gradient)
 
 
+@pytest.mark.slow
 def test_data_parallel_devices():
     """A part on each of four."""
     mesh = jax.make_mesh((NUM_PARTS,), ("data",), axis_types=(AxisType.Auto,))

@@ -165,6 +165,7 @@ def new_calls_of_torch_rows(arrays):
     return of_jax([row.new for row in TABLES["torch"]], arrays)
 
 
+@pytest.mark.slow
 def test_new_calls_run_without_torch(new_calls_of_torch_rows):
     assert all(np.isfinite(value).all() for value, _ in new_calls_of_torch_rows)
 

@@ -18,6 +18,7 @@ import pytest
 
 import jxent
 
+pytestmark = pytest.mark.slow
 _NO = "notebooks extra not installed: could not import '{0}': No module named '{0}'"
 for _name in ("flax", "sklearn", "matplotlib", "tqdm"):  # looked up, not imported: only the scripts need them
     if importlib.util.find_spec(_name) is None:

@@ -80,6 +80,7 @@ def test_a_label_of_minus_one():
     assert float(keras_ids(bad, jnp.asarray(LOGITS))[0]) == 0
 
 
+@pytest.mark.slow
 def test_nan_in_a_masked_row():
     of_keras = "in the gradient (`sample_weight`), stays there (`ignore_class`)"
     assert rows("NaN in a masked row")[:4] == ["stays there", "in the gradient", "in the gradient", of_keras]

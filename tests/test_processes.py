@@ -47,6 +47,7 @@ def run_together(commands, folder, deadline):
     assert codes == [0] * len(commands), told
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_device_does(tmp_path):
     wanted = jax.device_get(training.train(training.loss_on_one_device))
     port = free_port()

@@ -82,6 +82,7 @@ def placed(arrays, mesh, split):
     return jax.tree.map(place, arrays)
 
 
+@pytest.mark.slow
 @ON_BOTH_AXIS_TYPES
 @pytest.mark.parametrize("split", [("data", None), (None, "classes"), ("data", "classes")], ids=str)
 def test_losses_on_a_mesh_are_those_on_one_device(axis_type, split):
@@ -100,6 +101,7 @@ def test_losses_on_a_mesh_are_those_on_one_device(axis_type, split):
         assert rows.sharding.is_equivalent_to(fixed[loss.name]["where"].sharding, rows.ndim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_losses_take_arguments_split_in_any_way(seed):
     """Each by itself, unlike the scores: over either axis of the mesh, both, or none."""
@@ -125,6 +127,7 @@ def test_rows_longer_than_a_window_on_a_mesh(axis_type, num_classes, rng):
     assert_close(rows, oracle.softmax_rows(logits, labels, label_smoothing=0.1)[0])
 
 
+@pytest.mark.slow
 def test_losses_of_replicated_scores_and_split_labels():
     """Each device holds the one row of scores and a label of its own: a gradient is the sum over the devices."""
     scores, labels = {}, {}
@@ -179,6 +182,7 @@ def test_mean_psum_over_unequal_shards_is_the_mean_of_the_whole(rng):
     assert abs(mean_of_means - wanted[0]) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_long_rows_on_an_explicit_mesh_of_one_device(rng):
     """As a sharded program is run to look for its faults."""

@@ -104,6 +104,7 @@ def test_vocab_axis_mean_and_gradient_are_the_oracle_inside_and_outside(kind, rn
         np.testing.assert_array_equal(gradient["logits"][~fixed["where"]], 0)
 
 
+@pytest.mark.slow
 @KINDS
 def test_vocab_axis_forward_mode_and_second_order(kind, rng):
     inputs, fixed = problem(kind, rng)
