@@ -5,6 +5,9 @@ from jxent.class_weights import balanced_class_weights as balanced_class_weights
 from jxent.class_weights import class_counts as class_counts
 from jxent.class_weights import effective_number_weights as effective_number_weights
 from jxent.class_weights import log_prior_adjustment as log_prior_adjustment
+from jxent.distillation import linear_softmax_distillation as linear_softmax_distillation
+from jxent.distillation import softmax_distillation as softmax_distillation
+from jxent.labels import SparseLabels as SparseLabels
 from jxent.labels import check_labels as check_labels
 from jxent.linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from jxent.log_probs import LogProbs as LogProbs

@@ -1,4 +1,4 @@
-"""Are these labels what the losses take them for?"""
+"""Labels that are distributions by a few entries, and whether labels are what the losses take them for."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jxent._core import arguments
 from jxent._core.calls import naming_arguments
 from jxent._core.counts import count
 from jxent._core.signatures import ArrayLike
-from jxent._core.targets import checked_ids, counted_ids
+from jxent._core.targets import SparseLabels, checked_ids, counted_ids
 
 _NUM_SHOWN = 5
 
 
 @naming_arguments
-def check_labels(labels: ArrayLike, num_classes: int | None, *, ignore_index: int | None = None) -> None:
+def check_labels(labels: ArrayLike | SparseLabels, num_classes: int | None, *, ignore_index: int | None = None) -> None:
     """Raises if any label is outside [0, V), or [0, 1] if binary: what the losses answer with NaN, where they see it.
 
     Call it where the labels are concrete, in the data pipeline or on a first batch. There it is plain NumPy: it waits
@@ -33,7 +33,7 @@ def check_labels(labels: ArrayLike, num_classes: int | None, *, ignore_index: in
 
     Args:
         labels: class ids, integers of any shape; or binary labels, bool, integer or floating. Floating ones may be
-            outside [0, 1] by 1e-3, which is rounding; NaN is outside.
+            outside [0, 1] by 1e-3, which is rounding; NaN is outside. Of `SparseLabels` the ids are checked.
         num_classes: V, a static integer; None for binary labels.
         ignore_index: a static integer that is allowed too. Binary losses have no such argument: mask by `where` there.
 
@@ -65,6 +65,8 @@ def check_labels(labels: ArrayLike, num_classes: int | None, *, ignore_index: in
         `softmax_cross_entropy`, `sigmoid_binary_cross_entropy`, `class_counts`.
     """
     fn = "check_labels"
+    if isinstance(labels, SparseLabels):
+        labels = labels.ids
     num_classes = None if num_classes is None else arguments.as_num_classes(fn, num_classes)
     ignored = arguments.as_ignore_index(fn, ignore_index)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(labels)):

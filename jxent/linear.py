@@ -17,7 +17,7 @@ from jxent._core.linear.meshes import placed, placement_of
 from jxent._core.linear.records import Config, Evaluated, PerRow, Shared
 from jxent._core.linear.rule import evaluate_linear
 from jxent._core.signatures import ArrayLike, LinearOptions, Scalar, ToArray, ToMean
-from jxent._core.targets import Given, TargetOptions, check_targets, is_ids, make_targets
+from jxent._core.targets import Given, SparseLabels, TargetOptions, check_targets, is_ids, make_targets
 from jxent.reduction import Mean, reduce_rows, reduce_total, weighted
 from jxent.softmax import CrossEntropyAux
 
@@ -26,7 +26,7 @@ from jxent.softmax import CrossEntropyAux
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: ToArray = "none",
     return_aux: Literal[False] = False,
@@ -36,7 +36,7 @@ def linear_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: ToMean,
     return_aux: Literal[False] = False,
@@ -46,7 +46,7 @@ def linear_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: ToArray = "none",
     return_aux: Literal[True],
@@ -56,7 +56,7 @@ def linear_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: ToMean,
     return_aux: Literal[True],
@@ -66,7 +66,7 @@ def linear_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: str = "none",
     return_aux: bool = False,
@@ -76,7 +76,7 @@ def linear_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     bias: ArrayLike | None = None,
     transpose_kernel: bool = False,
@@ -111,7 +111,8 @@ def linear_softmax_cross_entropy(
             sets the result dtype, `promote(hidden.dtype, float32)`, and the matmuls' operands have its dtype.
         kernel: `[D, V]`, floating. One of another dtype is cast to that of `hidden`; its gradient is still summed in the
             result dtype and cast once.
-        labels: class ids, integers of the row shape; or a distribution per row, floating, `[..., V]`. Never broadcast.
+        labels: class ids, integers of the row shape; or a distribution per row, floating, `[..., V]`;
+            or `SparseLabels`. Never broadcast.
             An id outside [0, V) in a row that counts makes its loss and gradient NaN.
         bias: `[V]`, added to the logits; −inf makes a class that does not exist (a padded column). Default: none.
         transpose_kernel: whether the kernel is `[V, D]`, as a tied embedding table is; it is then used as it lies.
@@ -234,22 +235,30 @@ def evaluated_linear(
     shared: Shared,
     given: Given,
     row_args: tuple[Array, ...] = (),
+    teacher_hidden: Array | None = None,
 ) -> tuple[Any, Evaluated]:
     """The loss and what else is asked for, from arguments that have been checked.
 
     One compiled function for each set of options, shapes and dtypes, under an eager call too. K ids a row are not reduced.
     """
     placement = placement_of(hidden, shared.kernel, config.transpose_kernel, is_ids(given.labels))
+    if placement is not None:
+        placement = placement._replace(teacher_transpose_kernel=config.teacher_transpose_kernel)
+    constants = lax.stop_gradient((teacher_hidden, shared.teacher_kernel, shared.teacher_bias))
+    teacher_hidden = constants[0]
+    shared = shared._replace(teacher_kernel=constants[1], teacher_bias=constants[2])
     targets = make_targets(options, shared.kernel.shape[int(not config.transpose_kernel)], placed(placement, given))
-    rows = PerRow(hidden, targets.labels, targets.label_weight, targets.where, row_args)
+    rows = PerRow(
+        hidden, targets.labels, targets.label_weight, targets.where, row_args, targets.entries, teacher_hidden
+    )
     shared, sample_weight = shared._replace(class_weight=targets.class_weight), targets.sample_weight
     config = config._replace(no_class=targets.no_class, placement=placement)
     if reduction == "none":
         evaluated = evaluate_linear(config, rows, shared, None)
-        if options.several:
+        if options.several and targets.entries is None:
             return evaluated.loss, evaluated
         return reduce_rows(evaluated.loss, None, sample_weight, rows.where, reduction), evaluated
     ones = jnp.ones(rows.hidden.shape[:-1], compute_dtype(rows.hidden.dtype))
     evaluated = evaluate_linear(config, rows, shared, weighted(ones, sample_weight, rows.where))
-    weight = rows.label_weight if is_ids(rows.labels) else evaluated.mass
+    weight = targets.known_mass if is_ids(rows.labels) else evaluated.mass
     return reduce_total(evaluated.loss, ones, weight, sample_weight, rows.where, reduction), evaluated

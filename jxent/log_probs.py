@@ -15,6 +15,7 @@ from jxent._core import arguments
 from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.linear.inputs import check_inputs
+from jxent._core.rows.divergence import scaled_logits
 from jxent._core.rows.losses import evaluate, log_probs_of_several
 from jxent._core.signatures import (
     ArrayLike,
@@ -161,10 +162,7 @@ def _evaluated(
     options: TargetOptions, return_entropy: bool, logits: Array, given: Given, scale: Array | None
 ) -> Array | LogProbs:
     targets = make_targets(options, logits.shape[options.axis], split_like(logits, options.axis, given))
-    if scale is not None:
-        # −inf stays −inf, and tells the scale nothing.
-        is_dead = logits == -jnp.inf
-        logits = jnp.where(is_dead, -jnp.inf, scale * jnp.where(is_dead, 0, logits).astype(scale.dtype))
+    logits = scaled_logits(logits, scale)
     if options.several:
         log_prob, entropy = log_probs_of_several(logits, targets, return_entropy)
     else:

@@ -18,26 +18,30 @@ from jxent._core.probability_terms import binary_probability_terms
 from jxent._core.rows.losses import row_loss, row_mass
 from jxent._core.rows.probabilities import probability_rows
 from jxent._core.signatures import ArrayLike, BinaryOptions, MulticlassOptions, Scalar, ToArray, ToMean
-from jxent._core.targets import Given, TargetOptions, check_targets, make_targets, split_like
+from jxent._core.targets import Given, SparseLabels, TargetOptions, check_targets, make_targets, split_like
 from jxent.reduction import Mean, reduce_elements, reduce_rows
 
 
 @overload
 def cross_entropy_from_probs(
-    probs: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[MulticlassOptions]
+    probs: ArrayLike,
+    labels: ArrayLike | SparseLabels,
+    *,
+    reduction: ToArray = "none",
+    **options: Unpack[MulticlassOptions],
 ) -> Array: ...
 @overload
 def cross_entropy_from_probs(
-    probs: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[MulticlassOptions]
+    probs: ArrayLike, labels: ArrayLike | SparseLabels, *, reduction: ToMean, **options: Unpack[MulticlassOptions]
 ) -> Mean: ...
 @overload
 def cross_entropy_from_probs(
-    probs: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[MulticlassOptions]
+    probs: ArrayLike, labels: ArrayLike | SparseLabels, *, reduction: str, **options: Unpack[MulticlassOptions]
 ) -> Any: ...
 @naming_arguments
 def cross_entropy_from_probs(
     probs: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     class_weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -59,8 +63,8 @@ def cross_entropy_from_probs(
     Args:
         probs: `[..., V, ...]` with V at `axis`, any floating dtype, as a softmax gives them. It alone sets the result
             dtype, `promote(probs.dtype, float32)`. A probability of 0 is not a class mask.
-        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `probs`.
-            Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `probs`;
+            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
         class_weight: `[V]`, the weight w_c of each class. Default: 1.
         sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
         where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
@@ -119,20 +123,24 @@ def cross_entropy_from_probs(
 
 @overload
 def cross_entropy_from_log_probs(
-    log_probs: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[MulticlassOptions]
+    log_probs: ArrayLike,
+    labels: ArrayLike | SparseLabels,
+    *,
+    reduction: ToArray = "none",
+    **options: Unpack[MulticlassOptions],
 ) -> Array: ...
 @overload
 def cross_entropy_from_log_probs(
-    log_probs: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[MulticlassOptions]
+    log_probs: ArrayLike, labels: ArrayLike | SparseLabels, *, reduction: ToMean, **options: Unpack[MulticlassOptions]
 ) -> Mean: ...
 @overload
 def cross_entropy_from_log_probs(
-    log_probs: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[MulticlassOptions]
+    log_probs: ArrayLike, labels: ArrayLike | SparseLabels, *, reduction: str, **options: Unpack[MulticlassOptions]
 ) -> Any: ...
 @naming_arguments
 def cross_entropy_from_log_probs(
     log_probs: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     class_weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -154,7 +162,8 @@ def cross_entropy_from_log_probs(
         log_probs: `[..., V, ...]` with V at `axis`, any floating dtype, as a log-softmax gives them. It alone sets the
             result dtype, `promote(log_probs.dtype, float32)`.
         labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of
-            `log_probs`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+            `log_probs`;
+            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
         class_weight: `[V]`, the weight w_c of each class. Default: 1.
         sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
         where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,

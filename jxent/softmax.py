@@ -14,7 +14,7 @@ from jxent._core.dtypes import compute_dtype
 from jxent._core.focal_terms import modulated
 from jxent._core.rows.losses import evaluate, row_log_z, row_loss, row_mass, row_miss, row_nll, row_predicted
 from jxent._core.signatures import ArrayLike, Poly1Options, Scalar, SoftmaxFocalOptions, SoftmaxOptions, ToArray, ToMean
-from jxent._core.targets import Given, TargetOptions, check_targets, make_targets, split_like
+from jxent._core.targets import Given, SparseLabels, TargetOptions, check_targets, make_targets, split_like
 from jxent.reduction import Mean, reduce_rows
 
 
@@ -54,7 +54,7 @@ class CrossEntropyAux(NamedTuple):
 @overload
 def softmax_cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: ToArray = "none",
     return_aux: Literal[False] = False,
@@ -63,7 +63,7 @@ def softmax_cross_entropy(
 @overload
 def softmax_cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: ToMean,
     return_aux: Literal[False] = False,
@@ -72,7 +72,7 @@ def softmax_cross_entropy(
 @overload
 def softmax_cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: ToArray = "none",
     return_aux: Literal[True],
@@ -81,7 +81,7 @@ def softmax_cross_entropy(
 @overload
 def softmax_cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: ToMean,
     return_aux: Literal[True],
@@ -90,7 +90,7 @@ def softmax_cross_entropy(
 @overload
 def softmax_cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     reduction: str = "none",
     return_aux: bool = False,
@@ -99,7 +99,7 @@ def softmax_cross_entropy(
 @naming_arguments
 def softmax_cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     class_weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -126,8 +126,8 @@ def softmax_cross_entropy(
             none. It alone sets the result dtype, `promote(logits.dtype, float32)`; bfloat16 and float16 logits are
             not copied whole to float32 (but XLA on the CPU does so with float16 before any sum, and may with at most
             eight classes).
-        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`.
-            Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN. Distributions
+        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`;
+            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN. Distributions
             are neither normalised nor checked.
         class_weight: `[V]`, the weight w_c of each class. Default: 1.
         sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
@@ -215,20 +215,24 @@ def softmax_cross_entropy(
 
 @overload
 def softmax_focal_loss(
-    logits: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[SoftmaxFocalOptions]
+    logits: ArrayLike,
+    labels: ArrayLike | SparseLabels,
+    *,
+    reduction: ToArray = "none",
+    **options: Unpack[SoftmaxFocalOptions],
 ) -> Array: ...
 @overload
 def softmax_focal_loss(
-    logits: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[SoftmaxFocalOptions]
+    logits: ArrayLike, labels: ArrayLike | SparseLabels, *, reduction: ToMean, **options: Unpack[SoftmaxFocalOptions]
 ) -> Mean: ...
 @overload
 def softmax_focal_loss(
-    logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[SoftmaxFocalOptions]
+    logits: ArrayLike, labels: ArrayLike | SparseLabels, *, reduction: str, **options: Unpack[SoftmaxFocalOptions]
 ) -> Any: ...
 @naming_arguments
 def softmax_focal_loss(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     gamma: Scalar = 2.0,
     class_weight: ArrayLike | None = None,
@@ -248,8 +252,8 @@ def softmax_focal_loss(
 
     Args:
         logits: `[..., V, ...]` with V at `axis`, any floating dtype; as in `softmax_cross_entropy`.
-        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`.
-            Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`;
+            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
         gamma: γ, at least 0, a number or a traced scalar (then unchecked); 0 is cross entropy.
         class_weight: `[V]`, the weight w_c of each class (the α of the paper). Default: 1.
         sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
@@ -309,20 +313,20 @@ def softmax_focal_loss(
 
 @overload
 def poly1_cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, *, reduction: ToArray = "none", **options: Unpack[Poly1Options]
+    logits: ArrayLike, labels: ArrayLike | SparseLabels, *, reduction: ToArray = "none", **options: Unpack[Poly1Options]
 ) -> Array: ...
 @overload
 def poly1_cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, *, reduction: ToMean, **options: Unpack[Poly1Options]
+    logits: ArrayLike, labels: ArrayLike | SparseLabels, *, reduction: ToMean, **options: Unpack[Poly1Options]
 ) -> Mean: ...
 @overload
 def poly1_cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, *, reduction: str, **options: Unpack[Poly1Options]
+    logits: ArrayLike, labels: ArrayLike | SparseLabels, *, reduction: str, **options: Unpack[Poly1Options]
 ) -> Any: ...
 @naming_arguments
 def poly1_cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     epsilon: Scalar = 2.0,
     class_weight: ArrayLike | None = None,
@@ -341,8 +345,8 @@ def poly1_cross_entropy(
 
     Args:
         logits: `[..., V, ...]` with V at `axis`, any floating dtype; as in `softmax_cross_entropy`.
-        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`.
-            Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+        labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`;
+            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
         epsilon: ε, a number or a traced scalar; 0 is cross entropy. Above −1 the loss falls wherever p rises.
         class_weight: `[V]`, the weight w_c of each class. It does not touch the second term. Default: 1.
         sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.

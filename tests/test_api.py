@@ -98,6 +98,35 @@ SIGNATURES = {
             "precision": None,
         },
     ),
+    "softmax_distillation": (
+        ("logits", "teacher_logits"),
+        {
+            "temperature": None,
+            "beta": 0.0,
+            "sample_weight": None,
+            "where": None,
+            "axis": -1,
+            "reduction": "none",
+            "vocab_axis_name": None,
+        },
+    ),
+    "linear_softmax_distillation": (
+        ("hidden", "kernel", "teacher_hidden", "teacher_kernel"),
+        {
+            "bias": None,
+            "transpose_kernel": False,
+            "teacher_bias": None,
+            "teacher_transpose_kernel": False,
+            "temperature": None,
+            "beta": 0.0,
+            "sample_weight": None,
+            "where": None,
+            "reduction": "none",
+            "vocab_axis_name": None,
+            "chunk_size": None,
+            "precision": None,
+        },
+    ),
     "softmax_focal_loss": (
         ("logits", "labels"),
         {"gamma": 2.0, **WEIGHTS, "ignore_index": None, "axis": -1, "reduction": "none"},
@@ -131,6 +160,7 @@ CLASSES = {
     "Mean": ("total", "weight"),
     "CrossEntropyAux": ("log_z", "predicted", "nll", "entropy"),
     "LogProbs": ("log_prob", "entropy"),
+    "SparseLabels": ("ids", "weights"),
 }
 # Those that take further arrays by position after these.
 TAKE_MORE = {"linear_softmax_loss": "row_args"}
@@ -139,6 +169,10 @@ LOSS_NAMES = [name for name, (_, keywords) in SIGNATURES.items() if {"reduction"
 KEYWORDS = [
     "bias",
     "transpose_kernel",
+    "teacher_bias",
+    "teacher_transpose_kernel",
+    "temperature",
+    "beta",
     "alpha",
     "gamma",
     "epsilon",

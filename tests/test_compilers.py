@@ -29,6 +29,7 @@ LINEAR_ROWS, WIDTH = 32768, 4096
 IDS = "softmax_cross_entropy-ids"
 LINEAR = "linear_softmax_cross_entropy-ids"
 LINEAR_MASKED, LINEAR_LEAN = f"{LINEAR}, masked", f"{LINEAR}, chunks of 512"
+SPARSE, LINEAR_DISTILLATION = "softmax_cross_entropy-64 entries", "linear_softmax_distillation"
 LOG_PROBS, LINEAR_LOG_PROBS, LINEAR_LOSS = "softmax_log_probs", "linear_softmax_log_probs", "linear_softmax_loss"
 ROWS_ON_TPU = 50
 # A GPU shares a long row out among threads that leave a part of each sum for 256 classes; there are up to eight sums.
@@ -141,6 +142,24 @@ CASES = {loss.name: mean_of(loss) for loss in LOSSES + VARIANTS} | {
         (*LINEAR_SHAPES, *[((LINEAR_ROWS,), jnp.float32)] * 2),
         wrt=(0, 1),
     ),
+    SPARSE: Case(
+        "softmax_cross_entropy",
+        lambda logits, ids, weights: jxent.softmax_cross_entropy(
+            logits, jxent.SparseLabels(ids, weights), reduction="mean"
+        ),
+        (SCORES, ((ROWS, 64), jnp.int32), ((ROWS, 64), jnp.float32)),
+    ),
+    "softmax_distillation": Case(
+        "softmax_distillation",
+        partial(jxent.softmax_distillation, temperature=2.0, reduction="mean"),
+        (SCORES, SCORES),
+    ),
+    LINEAR_DISTILLATION: Case(
+        LINEAR_DISTILLATION,
+        partial(jxent.linear_softmax_distillation, reduction="mean"),
+        (*LINEAR_SHAPES[:2], *LINEAR_SHAPES[:2]),
+        wrt=(0, 1),
+    ),
     LINEAR_LEAN: Case(
         "linear_softmax_cross_entropy",
         partial(jxent.linear_softmax_cross_entropy, reduction="mean", chunk_size=512),
@@ -158,7 +177,7 @@ PROGRAMS = [
     for platform in PLATFORMS
     for case in CASES
     for dtype in ("bfloat16", "float32")
-    if not case.startswith("linear")
+    if not (case.startswith("linear") or case == SPARSE)
     and not (dtype == "float32" and (platform == "TPU v6e" or CASES[case].function.startswith("torch_compat")))
 ]
 
@@ -216,7 +235,14 @@ def test_a_float32_copy_would_be_seen(compiled, platform):
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize(
     ("case", "most"),
-    [(LINEAR, 4.6), (LINEAR_MASKED, 4.6), (LINEAR_LEAN, 3.3), (LINEAR_LOSS, 4.6), (LINEAR_LOG_PROBS, 4.6)],
+    [
+        (LINEAR, 4.6),
+        (LINEAR_MASKED, 4.6),
+        (LINEAR_LEAN, 3.3),
+        (LINEAR_LOSS, 4.6),
+        (LINEAR_LOG_PROBS, 4.6),
+        (LINEAR_DISTILLATION, 5),
+    ],
 )
 def test_linear_memory_of_a_large_language_model(compiled, platform, case, most):
     program = compiled(platform, case, "bfloat16")

@@ -36,7 +36,7 @@ def public_names():
     members = vars(jxent.torch_compat).items()
     own = {name for name, value in members if getattr(value, "__module__", None) == "jxent.torch_compat"}
     names |= {f"torch_compat.{name}" for name in own if not name.startswith("_")}
-    for cls in (jxent.Mean, jxent.CrossEntropyAux, jxent.LogProbs):
+    for cls in (jxent.Mean, jxent.CrossEntropyAux, jxent.LogProbs, jxent.SparseLabels):
         methods = {name for name, value in vars(cls).items() if inspect.isfunction(value) and value.__doc__}
         own_methods = {name for name in methods if not name.startswith("_") or name == "__add__"}
         names |= {f"{cls.__name__}.{name}" for name in {*cls._fields, *own_methods}}
@@ -76,7 +76,10 @@ def test_docs_reference_has_an_entry_for_each_public_name(inventory, site):
     # Sphinx lists a module, and a class also by where it is defined.
     beside = {
         "jxent.torch_compat",
-        *(f"{cls.__module__}.{cls.__name__}" for cls in (jxent.Mean, jxent.CrossEntropyAux, jxent.LogProbs)),
+        *(
+            f"{cls.__module__}.{cls.__name__}"
+            for cls in (jxent.Mean, jxent.CrossEntropyAux, jxent.LogProbs, jxent.SparseLabels)
+        ),
     }
     assert set(inventory) - beside == names
     for name in names:

@@ -77,6 +77,18 @@ CALLS = {
         (lambda a, x: jxent.linear_softmax_loss(reinforce, x, a["kernel"], a["ids"], a["scores"][:, 0], chunk_size=4)),
         "hidden",
     ),
+    "softmax_distillation": (
+        (lambda a, x: jxent.softmax_distillation(x, a["log_probs"], temperature=2.0, beta=0.3, where=a["where"])),
+        "scores",
+    ),
+    "linear_softmax_distillation": (
+        (lambda a, x: jxent.linear_softmax_distillation(x, a["kernel"], a["hidden"], a["kernel"], chunk_size=4)),
+        "hidden",
+    ),
+    "softmax_cross_entropy of sparse labels": (
+        (lambda a, x: jxent.softmax_cross_entropy(x, jxent.SparseLabels(a["several"], a["probs"][:, :3]))),
+        "scores",
+    ),
     "class_counts": ((lambda a, x: jxent.class_counts(a["ids"], V) * jnp.sum(x)), "scores"),
     "balanced_class_weights": ((lambda _, x: jxent.balanced_class_weights(x)), "counts"),
     "effective_number_weights": ((lambda _, x: jxent.effective_number_weights(x)), "counts"),

@@ -29,6 +29,7 @@ OF_STATE = "tests/_core/rows/test_state.py"
 SOFTMAX, VOCAB_AXIS = "tests/test_softmax.py", "tests/test_vocab_axis.py"
 LINEAR, PRODUCTS, CHUNKS = (f"_core/linear/{room}.py" for room in ("rule", "products", "chunks"))
 FUSED, FUSED_ON_MESHES, FUSED_MASKS = (f"tests/test_linear{of}.py" for of in ("", "_meshes", "_masks"))
+OF_DISTILLATION = "tests/test_distillation.py"
 OF_LOG_PROBS = "tests/test_log_probs.py"
 PROBABILITIES, PROBS = "_core/rows/probabilities.py", "tests/test_probs.py"
 SABOTAGES = {
@@ -187,6 +188,23 @@ SABOTAGES = {
     ),
     "row arguments of masked rows seen": Sabotage(
         PRODUCTS, "*map(counted, rows.row_args)", "*rows.row_args", OF_LOG_PROBS, "nothing_of_masked"
+    ),
+    "beta on the wrong side": Sabotage(
+        "_core/rows/divergence.py",
+        "m = beta * t + (1 - beta) * s",
+        "m = beta * s + (1 - beta) * t",
+        OF_DISTILLATION,
+        "scipy or textbooks and 0",
+    ),
+    "temperature of the teacher forgotten": Sabotage(
+        "_core/rows/divergence.py",
+        "probability(y, y_dead, of_teacher)",
+        "jax.nn.softmax(y, axis)",
+        OF_DISTILLATION,
+        "is_the_textbooks and 0",
+    ),
+    "entries of masked rows seen": Sabotage(
+        TARGETS, "jnp.where(where[..., None], entries, 0)", "entries", "tests/test_sparse_labels.py", "bad_id"
     ),
     "cotangent of the entropy dropped": Sabotage(
         "_core/linear/passes.py",

@@ -83,6 +83,16 @@ def log_probs() -> Example:
     yield assert_type(total, Mean), Mean
 
 
+def teachers() -> Example:
+    labels = jxent.SparseLabels(jnp.array([[0, 1], [1, 0]]), jnp.array(PROBS))
+    yield assert_type(jxent.softmax_cross_entropy(ROWS, labels), Array), Array
+    yield assert_type(jxent.linear_softmax_cross_entropy(ROWS, PROBS, labels, reduction="partial"), Mean), Mean
+    yield assert_type(jxent.cross_entropy_from_probs(PROBS, labels), Array), Array
+    yield assert_type(jxent.softmax_distillation(ROWS, PROBS, temperature=2, beta=0.5), Array), Array
+    yield assert_type(jxent.softmax_distillation(ROWS, PROBS, reduction="partial"), Mean), Mean
+    yield assert_type(jxent.linear_softmax_distillation(ROWS, PROBS, ROWS, PROBS, reduction="mean"), Array), Array
+
+
 def options_known_at_run_time_only(reduction: str = "partial", return_aux: bool = True) -> Example:
     """A plain `str` or `bool` tells the checker nothing."""
     yield assert_type(jxent.softmax_cross_entropy(ROWS, [0, 1], reduction=reduction), Any), Mean

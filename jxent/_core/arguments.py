@@ -261,6 +261,26 @@ def as_class_labels(
     )
 
 
+def as_sparse_labels(
+    fn: str, scores_name: str, scores: Array, axis: int, ids: Any, weights: Any
+) -> tuple[Array, Array]:
+    """Ids `[..., K]`, and weights of their shape in the compute dtype."""
+    ids, _ = as_labels(fn, "ids of labels", ids, None)
+    check_ids_dtype(fn, "ids of labels", ids.dtype)
+    weights = as_array(fn, "weights of labels", weights)
+    rows = row_shape(scores, axis)
+    if not ids.ndim or ids.shape[:-1] != rows or not ids.shape[-1]:
+        raise ValueError(
+            f"{fn}: ids of labels has shape {ids.shape}; expected {(*rows, 'K')}, K ids a row, to go with {scores_name} of "
+            f"shape {scores.shape}"
+        )
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise TypeError(f"{fn}: weights of labels must have a floating dtype; got {weights.dtype.name}")
+    if weights.shape != ids.shape:
+        raise ValueError(f"{fn}: weights of labels has shape {weights.shape}; expected that of its ids, {ids.shape}")
+    return ids, weights.astype(compute_dtype(scores.dtype))
+
+
 def as_ids(fn: str, name: str, value: Any) -> Array:
     """Integers of any shape."""
     ids, _ = as_labels(fn, name, value, None)
@@ -404,24 +424,24 @@ def as_scalar(fn: str, name: str, value: Any, dtype: Any) -> Any:
     return _cast(scalar, dtype)
 
 
-def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool) -> tuple[Array, int]:
-    """The kernel, `[D, V]` or transposed `[V, D]`, for hidden states `[..., D]`; and V."""
-    kernel = as_scores(fn, "kernel", kernel)
+def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool, whose: str = "") -> tuple[Array, int]:
+    """The kernel, `[D, V]` or transposed `[V, D]`, for hidden states `[..., D]`; and V. `whose` begins their names."""
+    kernel = as_scores(fn, f"{whose}kernel", kernel)
     if hidden.ndim == 0:
-        raise ValueError(f"{fn}: hidden has shape (); expected (..., D)")
+        raise ValueError(f"{fn}: {whose}hidden has shape (); expected (..., D)")
     depth = hidden.shape[-1]
     wanted, swapped = (f"(V, {depth})", f"({depth}, V)") if transposed else (f"({depth}, V)", f"(V, {depth})")
     if kernel.ndim != 2 or kernel.shape[int(transposed)] != depth:
         hint = ""
         if kernel.ndim == 2 and kernel.shape[int(not transposed)] == depth:
-            hint = f"; for a kernel of shape {swapped} pass transpose_kernel={not transposed}"
+            hint = f"; for a kernel of shape {swapped} pass {whose}transpose_kernel={not transposed}"
         raise ValueError(
-            f"{fn}: kernel has shape {kernel.shape}; expected {wanted}, to go with hidden of shape {hidden.shape} and "
-            f"transpose_kernel={transposed}{hint}"
+            f"{fn}: {whose}kernel has shape {kernel.shape}; expected {wanted}, to go with {whose}hidden of shape "
+            f"{hidden.shape} and {whose}transpose_kernel={transposed}{hint}"
         )
     num_classes = kernel.shape[int(not transposed)]
     if num_classes == 0:
-        raise ValueError(f"{fn}: kernel has shape {kernel.shape}, which holds zero classes")
+        raise ValueError(f"{fn}: {whose}kernel has shape {kernel.shape}, which holds zero classes")
     return kernel, num_classes
 
 
@@ -431,6 +451,25 @@ def as_logit_scale(fn: str, value: Any, dtype: Any) -> Any:
         return None
     check_range(fn, "logit_scale", value, -np.inf, np.inf)
     return as_scalar(fn, "logit_scale", value, dtype)
+
+
+def as_inverse_temperature(fn: str, value: Any, dtype: Any) -> Any:
+    """1/T of a positive scalar, which may be traced; None for none, as for the number 1."""
+    if value is None:
+        return None
+    number = _number_in(value)
+    if is_number(number):
+        if not 0 < float(number) < np.inf:
+            raise ValueError(f"{fn}: temperature must be above 0 and finite; got {number}")
+        if float(number) == 1:
+            return None
+    return 1 / as_scalar(fn, "temperature", value, dtype)
+
+
+def check_beta(fn: str, value: Any) -> None:
+    if not is_number(value):
+        raise TypeError(f"{fn}: beta must be a static number in [0, 1]; got {hints.kind_of(value)}")
+    check_range(fn, "beta", value, 0, 1)
 
 
 def as_softcap(fn: str, value: Any, dtype: Any) -> Any:

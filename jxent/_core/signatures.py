@@ -91,6 +91,29 @@ class LinearOptions(LinearLossOptions, total=False):
     z_loss: Scalar
 
 
+class DistillationOptions(RowOptions, total=False):
+    """Of `softmax_distillation`."""
+
+    temperature: Scalar | None
+    beta: float
+    axis: int
+    vocab_axis_name: Any
+
+
+class LinearDistillationOptions(RowOptions, total=False):
+    """Of `linear_softmax_distillation`."""
+
+    bias: ArrayLike | None
+    transpose_kernel: bool
+    teacher_bias: ArrayLike | None
+    teacher_transpose_kernel: bool
+    temperature: Scalar | None
+    beta: float
+    vocab_axis_name: Any
+    chunk_size: int | None
+    precision: jax.lax.PrecisionLike
+
+
 class Poly1Options(MulticlassOptions, total=False):
     """Of `poly1_cross_entropy`."""
 

@@ -1,9 +1,12 @@
 """0 · inf in a loss: a coefficient of exactly 0 takes an infinite term out of it."""
 
 from functools import reduce
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 
 
 def silenced(term: Array, *coefficients: Array | float | None) -> Array:
@@ -20,3 +23,23 @@ def silenced(term: Array, *coefficients: Array | float | None) -> Array:
     if not zeros:
         return term
     return jnp.where(reduce(jnp.logical_or, zeros) & jnp.isinf(term), 0, term)
+
+
+@jax.custom_jvp
+def weighed_log(t: Array, log_p: Array) -> Array:
+    """The product of a target's entry and a log-probability, with 0 · log 0 = 0."""
+    return t * jnp.where((t == 0) & (log_p == -jnp.inf), 0, log_p)
+
+
+# By t the slope is log 0 where t is not 0, in two factors: a cotangent of 0 must stay 0.
+def _weighed_log_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (t, log_p), (d_t, d_log_p) = primals, tangents
+    d_product = jnp.zeros_like(t) if isinstance(d_log_p, SymbolicZero) else t * d_log_p
+    if not isinstance(d_t, SymbolicZero):
+        is_dead, huge = log_p == -jnp.inf, jnp.finfo(log_p.dtype).max
+        finite = jnp.where(is_dead & (t == 0), 0, jnp.maximum(log_p, -huge))
+        d_product = d_product + finite * (jnp.where(is_dead & (t != 0), huge, 1) * d_t)
+    return weighed_log(t, log_p), d_product
+
+
+weighed_log.defjvp(_weighed_log_jvp, symbolic_zeros=True)

@@ -1,10 +1,11 @@
 """Labels → Targets: ids or a distribution per row, with the mask, the weights and the smoothing that go with them."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, export, lax
 
 from jxent._core import arguments
 from jxent._core.dtypes import compute_dtype
@@ -13,14 +14,48 @@ from jxent._core.shards import VocabAxis, num_classes_of_all, own_ids, resharded
 NO_CLASS = -(2**31)
 
 
+@partial(export.register_namedtuple_serialization, serialized_name="jxent.SparseLabels")
+class SparseLabels(NamedTuple):
+    """A distribution for each row that is 0 but at K classes: a teacher's most likely tokens.
+
+    A pytree of two arrays, which the multiclass losses take as `labels`, for the same numbers as the dense distribution has:
+    `jax.nn.one_hot(ids, V)` weighted and summed over K. No dense target is made; from logits, the gradient takes one array of
+    their size beside it, into which the K slopes of a row are added.
+
+    Attributes:
+        ids: class ids, integers `[..., K]`, the row shape and one axis more, which is the last wherever the class axis of the
+            scores is. An id that comes twice counts twice. One outside [0, V) makes its row NaN, whatever its weight, unless
+            the row is masked; to pad, give a weight of 0 to any good id.
+        weights: floating, of the shape of `ids`: the share of each. They need not sum to 1, and are differentiable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jxent
+        >>> logits = jnp.array([[2.0, 1.0, 0.0, -1.0]])
+        >>> labels = jxent.SparseLabels(jnp.array([[0, 2]]), jnp.array([[0.75, 0.25]]))
+        >>> dense = jnp.array([[0.75, 0.0, 0.25, 0.0]])
+        >>> for q in (labels, dense):
+        ...     print(f"{jxent.softmax_cross_entropy(logits, q)[0]:.4f}")
+        0.9402
+        0.9402
+
+    See also:
+        `softmax_cross_entropy`, `linear_softmax_cross_entropy`.
+    """
+
+    ids: Any
+    weights: Any
+
+
 class Targets(NamedTuple):
     """What every row is compared with.
 
     Attributes:
         labels: int32 ids of the row shape (global ones where the classes are split over devices), −1 for a bad one and 0
-            in masked rows; or a distribution, as it came.
+            in masked rows; or K of them, `[…, K]`; or a distribution, as it came.
+        entries: of a distribution by K ids the share of each, `[…, K]`, 0 in masked rows; or None.
         class_weight: `[V]` or None.
-        label_weight: the class weight of each row's id (1 for a bad one), or None.
+        label_weight: the class weight of each id (1 for a bad one), or None.
         smoothing: a scalar, or None for none.
         sample_weight: of the row shape, or None.
         where: bool of the row shape, `ignore_index` worked in; or None for all.
@@ -38,10 +73,19 @@ class Targets(NamedTuple):
     axis: int
     vocab_axis_name: VocabAxis = None
     no_class: int = NO_CLASS
+    entries: Array | None = None
 
     @property
     def are_ids(self) -> bool:
-        return is_ids(self.labels)
+        """Ids by themselves, one or several a row, and no distribution."""
+        return is_ids(self.labels) and self.entries is None
+
+    @property
+    def known_mass(self) -> Array | None:
+        """What each row counts in a mean, its sample weight apart, as far as ids tell; None is 1."""
+        if self.entries is None:
+            return self.label_weight
+        return jnp.sum(self.entries if self.label_weight is None else self.entries * self.label_weight, -1)
 
 
 class TargetOptions(NamedTuple):
@@ -69,6 +113,7 @@ class Given(NamedTuple):
         sample_weight: of the row shape.
         where: bool of the row shape.
         smoothing: a scalar.
+        entries: the weights of `SparseLabels`.
     """
 
     labels: Array
@@ -76,6 +121,7 @@ class Given(NamedTuple):
     sample_weight: Array | None
     where: Array | None
     smoothing: Array | None
+    entries: Array | None = None
 
 
 def check_targets(
@@ -96,21 +142,27 @@ def check_targets(
     dtype = compute_dtype(scores.dtype)
     rows = arguments.row_shape(scores, axis)
     ignored = arguments.as_ignore_index(fn, ignore_index)
-    labels, ignored = arguments.as_class_labels(fn, scores_name, scores, axis, labels, ignored)
+    entries = None
+    if isinstance(labels, SparseLabels):
+        labels, entries = arguments.as_sparse_labels(fn, scores_name, scores, axis, *labels)
+    else:
+        labels, ignored = arguments.as_class_labels(fn, scores_name, scores, axis, labels, ignored)
     class_weight = arguments.as_per_class(fn, "class_weight", class_weight, scores.shape[axis], dtype)
     sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, rows, dtype)
     where = arguments.as_row_mask(fn, where, rows)
     smoothing = arguments.as_hyper_parameter(fn, "label_smoothing", label_smoothing, dtype, 0, 1)
 
     of_rows = {"labels": labels} if is_ids(labels) else {}
-    arguments.check_same_over(fn, vocab_axis_name, **of_rows, where=where, sample_weight=sample_weight)
-    if ignored is not None and not is_ids(labels):
+    arguments.check_same_over(
+        fn, vocab_axis_name, **of_rows, where=where, sample_weight=sample_weight, **{"weights of labels": entries}
+    )
+    if ignored is not None and not (is_ids(labels) and entries is None):
+        came = f"{labels.dtype.name}{list(labels.shape)}" if entries is None else "SparseLabels"
         raise ValueError(
-            f"{fn}: ignore_index goes with class ids, but labels is a distribution ({labels.dtype.name}"
-            f"{list(labels.shape)}); mask rows with where instead"
+            f"{fn}: ignore_index goes with class ids, but labels is a distribution ({came}); mask rows with where instead"
         )
-    given = Given(labels, class_weight, sample_weight, where, smoothing)
-    return TargetOptions(axis, ignored, vocab_axis_name), given
+    given = Given(labels, class_weight, sample_weight, where, smoothing, entries)
+    return TargetOptions(axis, ignored, vocab_axis_name, entries is not None), given
 
 
 def check_ids(
@@ -147,13 +199,14 @@ def split_like(scores: Array, axis: int, given: Given) -> Given:
     """On a mesh with Explicit axes, all that belongs to the rows and classes of `scores` split as these are."""
     entries = split_of(scores)
     rows = entries[:axis] + entries[axis + 1 :]
-    labels, class_weight, sample_weight, where, smoothing = given
+    labels, class_weight, sample_weight, where, smoothing, shares = given
     return Given(
         resharded(labels, scores, rows + (None,) * (labels.ndim - len(rows)) if is_ids(labels) else entries),
         resharded(class_weight, scores, entries[axis : axis + 1]),
         resharded(sample_weight, scores, rows),
         resharded(where, scores, rows),
         smoothing,
+        resharded(shares, scores, (*rows, None)),
     )
 
 
@@ -162,7 +215,7 @@ def make_targets(options: TargetOptions, num_classes: Any, given: Given) -> Targ
     axis, ignored, vocab_axis_name, several = options
     if several:
         return _make_several(options, num_classes, given)
-    labels, class_weight, sample_weight, where, smoothing = given
+    labels, class_weight, sample_weight, where, smoothing, _ = given
     if not is_ids(labels):
         return Targets(labels, class_weight, None, smoothing, sample_weight, where, axis, vocab_axis_name)
     counted = counted_ids(labels, ignored)
@@ -183,10 +236,26 @@ def make_targets(options: TargetOptions, num_classes: Any, given: Given) -> Targ
 def _make_several(options: TargetOptions, num_classes: Any, given: Given) -> Targets:
     """Of K ids a row: −1 for a bad one, −2 for the `ignore_index`."""
     axis, ignored, vocab_axis_name, _ = options
+    _, class_weight, sample_weight, where, smoothing, entries = given
     ids = checked_ids(given.labels, num_classes_of_all(num_classes, vocab_axis_name))
     counted = counted_ids(given.labels, ignored)
     ids = ids if counted is None else jnp.where(counted, ids, -2)
-    return Targets(ids, None, None, None, given.sample_weight, given.where, axis, vocab_axis_name)
+    label_weight = None
+    if class_weight is not None:
+        label_weight = jnp.where(ids < 0, 1, _at_ids(class_weight, ids, vocab_axis_name))
+    if entries is not None and where is not None:
+        ids, entries = jnp.where(where[..., None], ids, 0), jnp.where(where[..., None], entries, 0)
+    return Targets(
+        ids,
+        class_weight,
+        label_weight,
+        smoothing,
+        sample_weight,
+        where,
+        axis,
+        vocab_axis_name,
+        entries=entries,
+    )
 
 
 def is_ids(labels: Array) -> bool:

@@ -1,4 +1,4 @@
-"""What every fused function takes beside its labels, checked."""
+"""What every fused function takes beside its labels, and what a teacher brings, checked."""
 
 from typing import Any, NamedTuple
 
@@ -49,3 +49,29 @@ def check_inputs(
         Shared(kernel, bias, scale, cap, None, None, None),
         jax.ShapeDtypeStruct((*hidden.shape[:-1], num_classes), hidden.dtype),
     )
+
+
+class Teacher(NamedTuple):
+    hidden: Array
+    kernel: Array
+    bias: Array | None
+
+
+def check_teacher(fn: str, student: Inputs, hidden: Any, kernel: Any, bias: Any, transpose_kernel: Any) -> Teacher:
+    hidden = arguments.as_scores(fn, "teacher_hidden", hidden)
+    arguments.check_flag(fn, "teacher_transpose_kernel", transpose_kernel)
+    kernel, num_classes = arguments.as_kernel(fn, kernel, hidden, transpose_kernel, "teacher_")
+    if hidden.shape[:-1] != student.hidden.shape[:-1]:
+        raise ValueError(
+            f"{fn}: teacher_hidden has shape {hidden.shape}; expected the rows of hidden, {(*student.hidden.shape[:-1], 'E')}"
+        )
+    if num_classes != student.logits.shape[-1]:
+        raise ValueError(
+            f"{fn}: teacher_kernel has {num_classes} classes, and kernel {student.logits.shape[-1]}; expected the same"
+        )
+    vocab_axis_name = student.config.vocab_axis_name
+    if vocab_axis_name is not None:
+        arguments.as_vocab_axis(fn, "teacher_kernel", kernel, vocab_axis_name)
+    arguments.check_same_over(fn, vocab_axis_name, teacher_hidden=hidden)
+    bias = arguments.as_per_class(fn, "teacher_bias", bias, num_classes, compute_dtype(hidden.dtype))
+    return Teacher(hidden, kernel, bias)

@@ -22,6 +22,7 @@ class Placement(NamedTuple):
         class_axes: the axes that split V, and no rows.
         transpose_kernel: whether the kernel is `[V, D]`.
         are_ids: whether labels have no class axis.
+        teacher_transpose_kernel: as `transpose_kernel`.
     """
 
     mesh: Any
@@ -29,6 +30,7 @@ class Placement(NamedTuple):
     class_axes: tuple[Any, ...]
     transpose_kernel: bool
     are_ids: bool
+    teacher_transpose_kernel: bool = False
 
     @property
     def split_axes(self) -> tuple[Any, ...]:
@@ -51,15 +53,18 @@ class Placement(NamedTuple):
         if of is None:
             return None
         rows, classes = self.row_entries, self.class_axes or None
-        if name == "kernel":
-            return P(classes, None) if self.transpose_kernel else P(None, classes)
-        if name == "hidden":
+        if name in ("kernel", "teacher_kernel"):
+            transposed = self.transpose_kernel if name == "kernel" else self.teacher_transpose_kernel
+            return P(classes, None) if transposed else P(None, classes)
+        if name in ("hidden", "teacher_hidden"):
             return P(*rows, None)
         if name == "labels" and not self.are_ids:
             return P(*rows, classes)
-        if name in ("bias", "class_weight"):
+        if name in ("bias", "class_weight", "teacher_bias"):
             return P(classes)
-        return P() if name in ("logit_scale", "logit_softcap", "smoothing", "z_loss") else P(*rows)
+        return (
+            P() if name in ("logit_scale", "logit_softcap", "smoothing", "z_loss", "inverse_temperature") else P(*rows)
+        )
 
 
 def placement_of(hidden: Array, kernel: Array, transpose_kernel: bool, are_ids: bool) -> Placement | None:

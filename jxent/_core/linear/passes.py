@@ -107,7 +107,7 @@ def _extent(config: Config, rows: PerRow, shared: Shared, kind: str) -> Extent:
     depth, num_classes = (shared.kernel.shape[i ^ config.transpose_kernel] for i in (0, 1))
     return Extent(
         num_rows=rows.hidden.shape[0],
-        num_classes=num_classes,
+        num_classes=num_classes if config.beta is None else 2 * num_classes,  # the teacher's, too
         depth=depth,
         itemsize=compute_dtype(rows.hidden.dtype).itemsize,
         num_devices=num_sharing(rows.hidden),

@@ -8,6 +8,7 @@ from jax import Array, lax
 
 from jxent._core.dtypes import compute_dtype
 from jxent._core.linear.records import Config, Evaluated, LinearAux, PerRow, Shared
+from jxent._core.rows.divergence import divergence
 from jxent._core.rows.losses import (
     evaluate,
     log_probs_of_several,
@@ -18,11 +19,13 @@ from jxent._core.rows.losses import (
     row_predicted,
 )
 from jxent._core.shards import aligned
-from jxent._core.targets import Targets
+from jxent._core.targets import Targets, is_ids
 
 
 def chunk_rows(config: Config, products: Array, rows: PerRow, shared: Shared) -> tuple[Evaluated, Array]:
     """From hidden·W on, differentiated by jax, the rows by their own rule: what they are, and log_z of each."""
+    if config.beta is not None:
+        return _divergence(config, products, rows, shared)
     logits = products if shared.logit_scale is None else shared.logit_scale * products
     logits = logits if shared.bias is None else logits + shared.bias[None, :]
     if shared.logit_softcap is not None:
@@ -37,6 +40,7 @@ def chunk_rows(config: Config, products: Array, rows: PerRow, shared: Shared) ->
         axis=1,
         vocab_axis_name=config.vocab_axis_name,
         no_class=config.no_class,
+        entries=rows.entries,
     )
     if targets.are_ids and rows.labels.ndim == 2:
         log_prob, entropy = log_probs_of_several(logits, targets, config.with_entropy)
@@ -52,7 +56,22 @@ def chunk_rows(config: Config, products: Array, rows: PerRow, shared: Shared) ->
     if config.with_aux:
         aux = LinearAux(log_z, row_predicted(state, targets), row_nll(state, targets))
     entropy = state.entropy if config.with_entropy else None
-    return Evaluated(loss, entropy, aux, None if targets.are_ids else row_mass(state, targets)), log_z
+    return Evaluated(loss, entropy, aux, None if is_ids(rows.labels) else row_mass(state, targets)), log_z
+
+
+def _divergence(config: Config, products: Array, rows: PerRow, shared: Shared) -> tuple[Evaluated, Array]:
+    assert config.beta is not None
+    assert rows.teacher_hidden is not None
+    assert shared.teacher_kernel is not None
+    hidden = rows.teacher_hidden if rows.where is None else jnp.where(rows.where[:, None], rows.teacher_hidden, 0)
+    kernel = shared.teacher_kernel.astype(hidden.dtype)
+    teacher = _matmul(config, hidden, kernel, 1, int(config.teacher_transpose_kernel))
+    student, teacher = (
+        logits if bias is None else logits + bias[None, :]
+        for logits, bias in ((products, shared.bias), (teacher, shared.teacher_bias))
+    )
+    loss = divergence(1, config.vocab_axis_name, config.beta, student, teacher, shared.inverse_temperature, rows.where)
+    return Evaluated(loss, None, None, None), jnp.zeros_like(loss)
 
 
 def _loss_of(row_loss: Callable[..., Array], log_prob: Array, entropy: Array, rows: PerRow) -> Array:

@@ -20,6 +20,8 @@ class PerRow(NamedTuple):
     label_weight: Array | None
     where: Array | None
     row_args: tuple[Array, ...] = ()
+    entries: Array | None = None
+    teacher_hidden: Array | None = None
 
 
 class Shared(NamedTuple):
@@ -32,6 +34,9 @@ class Shared(NamedTuple):
     class_weight: Array | None
     smoothing: Array | None
     z_loss: Array | None
+    inverse_temperature: Array | None = None
+    teacher_kernel: Array | None = None
+    teacher_bias: Array | None = None
 
 
 class Config(NamedTuple):
@@ -45,6 +50,8 @@ class Config(NamedTuple):
         with_aux: whether a `LinearAux` is asked for; else it is None.
         with_entropy: whether the entropy of each row is.
         row_loss: what makes the loss of a row's log-probability, entropy and `row_args`; None for cross entropy.
+        beta: of a divergence from the teacher, which is then the loss; else None.
+        teacher_transpose_kernel: whether the teacher's kernel is `[V, E]`.
         no_class: as in `Targets`.
         placement: how Explicit axes of a mesh split the arrays, or None for no such axes.
     """
@@ -56,6 +63,8 @@ class Config(NamedTuple):
     with_aux: bool = False
     with_entropy: bool = False
     row_loss: Callable[..., Array] | None = None
+    beta: float | None = None
+    teacher_transpose_kernel: bool = False
     no_class: int = NO_CLASS
     placement: Placement | None = None
 

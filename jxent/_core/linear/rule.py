@@ -42,6 +42,9 @@ def evaluate_linear(config: Config, rows: PerRow, shared: Shared, coefficient: A
         return _of_no_rows(config, rows, coefficient)
     rows, shared, coefficient = placed(config.placement, (rows, shared, coefficient))
     shared = shared._replace(kernel=gathered(rows.hidden, shared.kernel, config.transpose_kernel))
+    if shared.teacher_kernel is not None:
+        teacher_kernel = gathered(rows.hidden, shared.teacher_kernel, config.teacher_transpose_kernel)
+        shared = shared._replace(teacher_kernel=teacher_kernel)
     evaluated: Evaluated
     if coefficient is None:
         evaluated = linear_rows(config, rows, shared)
@@ -65,7 +68,7 @@ def _of_no_rows(config: Config, rows: PerRow, coefficient: Array | None) -> Eval
     aux = LinearAux(loss, loss.astype(jnp.int32), loss) if config.with_aux else None
     mass = None if is_ids(rows.labels) else loss
     total = loss if coefficient is None else jnp.sum(coefficient * loss)
-    if coefficient is None and is_ids(rows.labels) and rows.labels.ndim > loss.ndim:
+    if coefficient is None and rows.entries is None and is_ids(rows.labels) and rows.labels.ndim > loss.ndim:
         total = jnp.broadcast_to(loss[..., None], rows.labels.shape)
     return Evaluated(total, loss if config.with_entropy else None, aux, mass)
 

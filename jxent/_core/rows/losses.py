@@ -7,16 +7,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jxent._core.rows import state
-from jxent._core.rows.rule import Config, Rows, softmax_rows
+from jxent._core.rows.rule import Config, Rows, TargetRows, softmax_rows
 from jxent._core.rows.state import SHARE, Wanted
 from jxent._core.shards import entries_at, own_ids
-from jxent._core.silence import silenced
+from jxent._core.silence import silenced, weighed_log
 from jxent._core.targets import Targets
 
 
 def evaluate(logits: Array, targets: Targets, *, miss: bool = False, aux: bool = False, entropy: bool = False) -> Rows:
     """The rows as far as the functions below need them: `miss` for `row_miss`, `aux` for `row_nll` and the top class."""
     wanted = _wanted(targets, miss, aux)._replace(dot=entropy)
+    if targets.entries is not None:
+        return _of_entries(logits, targets, wanted)
     config = Config(targets.axis, wanted, targets.vocab_axis_name)
     ids, q = (targets.labels, None) if targets.are_ids else (None, targets.labels)
     w = None if targets.are_ids and targets.smoothing is None else targets.class_weight
@@ -24,13 +26,35 @@ def evaluate(logits: Array, targets: Targets, *, miss: bool = False, aux: bool =
 
 
 def log_probs_of_several(logits: Array, targets: Targets, entropy: bool) -> tuple[Array, Array | None]:
-    """Log p of K ids a row, `[…, K]`, and on demand the entropy. An id of −1 is a bad one, −2 one that does not count.
+    """Log p of K ids a row, `[…, K]`, and on demand the entropy. An id of −1 is a bad one, −2 one that does not count."""
+    config = Config(targets.axis, Wanted(top=True, dot=entropy), targets.vocab_axis_name, nll_of_top=True)
+    rows = softmax_rows(config, logits, None, None, None, targets.where)
+    return _log_probs_at(rows, logits, targets), rows.entropy
 
-    Of the top class it is −nll, whose slope cancels nowhere; of another x − m − log1p(u), at a constant m.
-    """
+
+def _of_entries(logits: Array, targets: Targets, wanted: Wanted) -> Rows:
+    """The rows, with what K entries of a distribution make of them for the label."""
+    config = Config(targets.axis, wanted._replace(top=True), targets.vocab_axis_name, nll_of_top=True)
+    w = None if targets.smoothing is None else targets.class_weight
+    rows = softmax_rows(config, logits, None, None, w, targets.where)
+    return rows._replace(targets=rows.targets | entry_rows(_log_probs_at(rows, logits, targets), targets))
+
+
+def entry_rows(log_prob: Array, targets: Targets) -> dict[str, TargetRows]:
+    """Of log p at the ids, `[…, K]`."""
+    entries, weight = targets.entries, targets.label_weight
+    assert entries is not None
+
+    def of(t: Array) -> TargetRows:
+        miss = jnp.sum(t * _miss_of_id(-log_prob), -1)
+        return TargetRows(jnp.sum(t, -1), None, -jnp.sum(weighed_log(t, log_prob), -1), miss)
+
+    return {"label": of(entries if weight is None else weight * entries), "plain": of(entries)}
+
+
+def _log_probs_at(rows: Rows, logits: Array, targets: Targets) -> Array:
+    """Of the top class it is −nll, whose slope cancels nowhere; of another x − m − log1p(u), at a constant m."""
     axis, vocab_axis_name, where = targets.axis, targets.vocab_axis_name, targets.where
-    config = Config(axis, Wanted(top=True, dot=entropy), vocab_axis_name, nll_of_top=True)
-    rows = softmax_rows(config, logits, None, None, None, where)
     own = own_ids(targets.labels, logits.shape[axis], vocab_axis_name)
     entry = entries_at(logits, own, axis).astype(rows.excess.dtype)
     if vocab_axis_name is not None:
@@ -43,14 +67,14 @@ def log_probs_of_several(logits: Array, targets: Targets, entropy: bool) -> tupl
     log_prob = jnp.where(targets.labels == -1, jnp.nan, 1) * log_prob
     counts = targets.labels > -2
     counts = counts if where is None else counts & jnp.expand_dims(where, -1)
-    return jnp.where(counts, log_prob, 0), rows.entropy
+    return jnp.where(counts, log_prob, 0)
 
 
 def _wanted(targets: Targets, miss: bool, aux: bool) -> Wanted:
     """Without class weights, the label is its own plain target and the spread counts the live classes."""
     wanted: dict[str, tuple[str, ...]] = {}
     is_weighted = targets.class_weight is not None
-    if not targets.are_ids:
+    if not (targets.are_ids or targets.entries is not None):
         plain = ("missed",) * miss + ("below", "dot") * (miss or aux)
         wanted = {"label": ("below", "dot"), "plain": plain} if is_weighted else {"label": plain or ("below", "dot")}
     if targets.smoothing is not None:
@@ -60,7 +84,8 @@ def _wanted(targets: Targets, miss: bool, aux: bool) -> Wanted:
 
 def row_loss(rows: Rows, targets: Targets, z_loss: Array | None = None) -> Array:
     """−Σ_c w_c q_c log p_c, with q smoothed, and z_loss · log_z²."""
-    smoothing, label_weight, sample_weight = targets.smoothing, targets.label_weight, targets.sample_weight
+    smoothing, sample_weight = targets.smoothing, targets.sample_weight
+    label_weight = targets.label_weight if targets.are_ids else None
     rest: Any = None if smoothing is None else 1 - smoothing
     loss = silenced(rows.nll if targets.are_ids else rows.targets["label"].loss, label_weight, rest, sample_weight)
     if label_weight is not None:

@@ -16,16 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 
 from jxent._core.arguments import ROUNDING, row_shape
 from jxent._core.dtypes import compute_dtype
 from jxent._core.rows.cpu import TARGETS, Operands, Sums, target_dot
+from jxent._core.rows.losses import entry_rows
 from jxent._core.rows.rule import Rows, TargetRows
 from jxent._core.rows.state import SHARE, TargetState, Wanted, dense_targets
-from jxent._core.shards import along, class_ids, entry_at
+from jxent._core.shards import along, class_ids, entries_at, entry_at
 from jxent._core.sigmoid_terms import scaled
-from jxent._core.targets import Targets
+from jxent._core.silence import weighed_log
+from jxent._core.targets import Targets, is_ids
 from jxent._core.xla import remade
 
 LOWEST_LOG = -100.0
@@ -43,8 +44,8 @@ class _Config:
 def probability_rows(scores: Array, targets: Targets, *, are_probs: bool) -> Rows:
     """The rows as far as `losses.row_loss` and `losses.row_mass` need them."""
     labels, axis, smoothing, where = targets.labels, targets.axis, targets.smoothing, targets.where
-    of_label, of_spread = [targets.label_weight], []
-    wanted = {} if targets.are_ids else {"label": ("dot",)}
+    of_label, of_spread = [targets.label_weight if targets.are_ids else None], []
+    wanted = {} if is_ids(labels) else {"label": ("dot",)}
     if smoothing is not None:
         wanted |= {"spread": ("dot",)} | ({} if targets.class_weight is None else {"live": ()})
         # The class of an id gets both slopes one by one, which must not overflow together.
@@ -57,10 +58,13 @@ def probability_rows(scores: Array, targets: Targets, *, are_probs: bool) -> Row
         for name, factors in (("label", of_label), ("spread", of_spread))
     }
     nll = _nll(axis, are_probs, scores, labels, where, weights["label"]) if targets.are_ids else None
-    q, of_targets = None if targets.are_ids else labels, {}
+    q, of_targets = None if is_ids(labels) else labels, {}
     if wanted:
         config = _Config(axis, are_probs, Wanted(tuple(wanted.items())))
         of_targets = _target_rows(config, scores, q, targets.class_weight, where, weights)
+    if targets.entries is not None:
+        log_probs = _log_probs_at(scores, targets, targets.entries, weights["label"], are_probs)
+        of_targets = of_targets | entry_rows(log_probs, targets)
     if "spread" in of_targets:
         is_good = of_targets.get("live", of_targets["spread"]).mass != 0
         is_good = is_good if where is None else is_good | ~where
@@ -95,6 +99,35 @@ def _entry_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 _entry.defjvp(_entry_jvp)
+
+
+def _log_probs_at(scores: Array, targets: Targets, entries: Array, weight: Array, are_probs: bool) -> Array:
+    """Of K ids a row, `[…, K]`."""
+    where = None if targets.where is None else targets.where[..., None]
+    entry = _entries(scores, targets.labels, targets.axis).astype(weight.dtype)
+    entry = _checked(entry if where is None else jnp.where(where, entry, 1), are_probs)
+    if not are_probs:
+        return _counted(entry, where)
+    # An id may come K times, and then the slopes add up.
+    coefficient = entry.shape[-1] * jnp.abs(entries if targets.label_weight is None else entries * targets.label_weight)
+    lowest = lowest_divisor(jnp.max(coefficient, -1, keepdims=True) * weight[..., None], scores.dtype)
+    return _counted(clamped_log(entry, lowest), where)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _entries(x: Array, ids: Array, axis: int) -> Array:
+    """`x` at K ids a row, `[…, K]`; NaN at a negative one."""
+    return jnp.where(ids < 0, jnp.nan, entries_at(x, ids, axis))
+
+
+# A bad id has no entry: its slope, which is NaN, goes to the whole row.
+def _entries_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x, ids), (d_x, _) = primals, tangents
+    poison = jnp.where(jnp.any(ids < 0, -1), jnp.nan, 0).astype(x.dtype)
+    return _entries(x, ids, axis), entries_at(d_x, ids, axis) + (poison * jnp.sum(d_x, axis, dtype=x.dtype))[..., None]
+
+
+_entries.defjvp(_entries_jvp)
 
 
 def _target_values(
@@ -155,29 +188,9 @@ def _states(
         coefficients = [targets[name] * jnp.expand_dims(weights[name], axis) for name in dotted] if weights else []
         log_p = clamped_log(x, lowest_divisor(sum(coefficients), scores.dtype))
     return {
-        name: TargetState(dot=jnp.sum(_product(t, log_p), axis) if name in dotted else None, mass=jnp.sum(t, axis))
+        name: TargetState(dot=jnp.sum(weighed_log(t, log_p), axis) if name in dotted else None, mass=jnp.sum(t, axis))
         for name, t in targets.items()
     }
-
-
-@jax.custom_jvp
-def _product(t: Array, log_p: Array) -> Array:
-    """The product, with 0 · log 0 = 0."""
-    return t * jnp.where((t == 0) & (log_p == -jnp.inf), 0, log_p)
-
-
-# By t the slope is log 0 where t is not 0, in two factors: a cotangent of 0 must stay 0.
-def _product_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (t, log_p), (d_t, d_log_p) = primals, tangents
-    d_product = jnp.zeros_like(t) if isinstance(d_log_p, SymbolicZero) else t * d_log_p
-    if not isinstance(d_t, SymbolicZero):
-        is_dead, huge = log_p == -jnp.inf, jnp.finfo(log_p.dtype).max
-        finite = jnp.where(is_dead & (t == 0), 0, jnp.maximum(log_p, -huge))
-        d_product = d_product + finite * (jnp.where(is_dead & (t != 0), huge, 1) * d_t)
-    return _product(t, log_p), d_product
-
-
-_product.defjvp(_product_jvp, symbolic_zeros=True)
 
 
 def _checked(x: Array, are_probs: bool) -> Array:
