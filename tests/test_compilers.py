@@ -242,7 +242,7 @@ def test_a_float32_copy_would_be_seen(compiled, platform):
         (LINEAR_LEAN, 3.3),
         (LINEAR_LOSS, 4.6),
         (LINEAR_LOG_PROBS, 4.6),
-        (LINEAR_DISTILLATION, 5),
+        (LINEAR_DISTILLATION, 5.6),
     ],
 )
 def test_linear_memory_of_a_large_language_model(compiled, platform, case, most):
