@@ -241,12 +241,11 @@ def evaluated_linear(
 
     One compiled function for each set of options, shapes and dtypes, under an eager call too. K ids a row are not reduced.
     """
-    placement = placement_of(hidden, shared.kernel, config.transpose_kernel, is_ids(given.labels))
-    if placement is not None:
-        placement = placement._replace(teacher_transpose_kernel=config.teacher_transpose_kernel)
-    constants = lax.stop_gradient((teacher_hidden, shared.teacher_kernel, shared.teacher_bias))
-    teacher_hidden = constants[0]
-    shared = shared._replace(teacher_kernel=constants[1], teacher_bias=constants[2])
+    transposed = config.transpose_kernel, config.teacher_transpose_kernel
+    placement = placement_of(hidden, shared.kernel, transposed[0], is_ids(given.labels), transposed[1])
+    constants = teacher_hidden, shared.teacher_kernel, shared.teacher_bias
+    teacher_hidden, teacher_kernel, teacher_bias = lax.stop_gradient(constants)
+    shared = shared._replace(teacher_kernel=teacher_kernel, teacher_bias=teacher_bias)
     targets = make_targets(options, shared.kernel.shape[int(not config.transpose_kernel)], placed(placement, given))
     rows = PerRow(
         hidden, targets.labels, targets.label_weight, targets.where, row_args, targets.entries, teacher_hidden

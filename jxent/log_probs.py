@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack, overload
 
@@ -15,7 +15,6 @@ from jxent._core import arguments
 from jxent._core.calls import naming_arguments
 from jxent._core.dtypes import compute_dtype
 from jxent._core.linear.inputs import check_inputs
-from jxent._core.rows.divergence import scaled_logits
 from jxent._core.rows.losses import evaluate, log_probs_of_several
 from jxent._core.signatures import (
     ArrayLike,
@@ -26,6 +25,7 @@ from jxent._core.signatures import (
     ToArray,
     ToMean,
 )
+from jxent._core.silence import scaled_logits
 from jxent._core.targets import Given, TargetOptions, check_ids, make_targets, split_like
 from jxent.linear import evaluated_linear
 from jxent.reduction import Mean
@@ -353,8 +353,8 @@ def linear_softmax_loss(
     Args:
         row_loss: a function of arrays `[C]`, log-probability and entropy in the result dtype, and of `row_args` `[C, …]`, to a
             floating array `[C]`: one entry a row, made of that row alone. It is called with a chunk of rows at a time, and
-            with zeros for masked ones. `jax.lax.stop_gradient` in it works. What it closes over has no gradient, which jax
-            refuses to take; give the same function each time, and eager calls compile once.
+            with zeros for masked ones. `jax.lax.stop_gradient` in it works. As under `jax.jit`, what it closes over is read
+            when it is traced, and has no gradient; give the same function each time, and eager calls compile once.
         hidden: `[..., D]`, any floating dtype, every axis but the last a row axis; as in `linear_softmax_cross_entropy`.
         kernel: `[D, V]`, floating.
         ids: integers of the row shape, never broadcast. One outside [0, V) in a row that counts makes its loss NaN.
@@ -410,8 +410,8 @@ def linear_softmax_loss(
         `linear_softmax_log_probs`, `linear_softmax_cross_entropy`.
     """
     fn = "linear_softmax_loss"
-    if not callable(row_loss):
-        raise TypeError(f"{fn}: row_loss must be a function; got {type(row_loss).__name__}")
+    if not (callable(row_loss) and isinstance(row_loss, Hashable)):
+        raise TypeError(f"{fn}: row_loss must be a function, and hashable; got {type(row_loss).__name__}")
     arguments.check_reduction(fn, reduction)
     inputs = check_inputs(
         fn,

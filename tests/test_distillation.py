@@ -98,7 +98,7 @@ def test_distillation_keeps_its_digits(rng, beta, gap):
         m = [b * y + (1 - b) * x for x, y in zip(s, t, strict=True)]
         truth = {0: lambda: kl(t, s), 1: lambda: kl(s, t)}.get(beta, lambda: b * kl(t, m) + (1 - b) * kl(s, m))()
     value = jxent.softmax_distillation(student, teacher, beta=beta)
-    assert abs(float(value) / truth - 1) < 2e-4 if gap < 1e-4 else 2e-5
+    assert abs(float(value) / truth - 1) < (2e-4 if gap < 1e-4 else 2e-5)
 
 
 @BETAS
@@ -160,8 +160,8 @@ def fused_arguments(rng, dtype=np.float64):
 
 
 def logits_of(a):
-    student = a["hidden"] @ a["kernel"] + a["bias"]
-    return student, a["teacher_hidden"] @ a["teacher_kernel"].T + a["teacher_bias"]
+    student = a["hidden"] @ a["kernel"] + a["bias"][None]
+    return student, a["teacher_hidden"] @ a["teacher_kernel"].T + a["teacher_bias"][None]
 
 
 @SOME_BETAS
@@ -180,8 +180,7 @@ def test_linear_distillation_is_that_of_materialised_logits(rng, x64, beta, redu
         return reduced(call(**arguments, **options))
 
     def plain(arguments):
-        with jax.numpy_rank_promotion("allow"):
-            student, teacher = logits_of(arguments)
+        student, teacher = logits_of(arguments)
         return reduced(jxent.softmax_distillation(student, teacher, temperature=arguments["temperature"], **options))
 
     arguments = fused_arguments(rng)
@@ -310,6 +309,28 @@ def test_distillation_is_in_the_result_dtype_and_cotangents_in_their_own(rng, dt
     logits = jnp.asarray(rng.normal(size=(4, V)), dtype), jnp.asarray(rng.normal(size=(4, V)), jnp.float32)
     value, slope = jax.value_and_grad(lambda x: jxent.softmax_distillation(x, logits[1]).sum())(logits[0])
     assert (value.dtype, slope.dtype) == (jnp.float32, dtype)
+
+
+@SOME_BETAS
+@pytest.mark.parametrize(("own", "other"), [("float32", "float64"), ("float64", "float32"), ("bfloat16", "float64")])
+def test_distillation_is_in_the_students_dtype_whatever_the_teachers_is(rng, x64, beta, own, other):
+    arguments = fused_arguments(rng)
+    student, teacher = logits_of(arguments)
+    want = np.asarray(textbook(student, teacher, arguments["temperature"], beta))
+    arguments = {name: a.astype(other if name.startswith("teacher") else own) for name, a in arguments.items()}
+    fused = functools.partial(jxent.linear_softmax_distillation, teacher_transpose_kernel=True, beta=beta)
+    temperature = {"temperature": arguments["temperature"], "beta": beta}
+    result, tolerance = ("float32", 2e-2) if own == "bfloat16" else (own, 1e-5)
+    for rows in (
+        fused(**arguments),
+        jxent.softmax_distillation(student.astype(own), teacher.astype(other), **temperature),
+    ):
+        assert rows.dtype == result
+        np.testing.assert_allclose(rows, want, rtol=tolerance, atol=tolerance)
+    slope = jax.grad(lambda h: fused(**{**arguments, "hidden": h}).sum())(arguments["hidden"])
+    assert slope.dtype == own
+    without = jxent.softmax_distillation(student.astype(own), teacher.astype(other), beta=beta)
+    np.testing.assert_allclose(without, textbook(student, teacher, 1.0, beta), rtol=tolerance, atol=tolerance)
 
 
 x, k, h, t, w = (jnp.ones(shape) for shape in ((4, 3), (2, 3), (4, 2), (4, 5), (5, 3)))

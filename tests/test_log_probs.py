@@ -233,6 +233,13 @@ def test_row_loss_takes_three_matmuls_and_no_array_of_logits():
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * n * v
 
 
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, log_prob, entropy):
+        return -log_prob
+
+
 @pytest.mark.parametrize(
     ("row_loss", "error", "text"),
     [
@@ -240,12 +247,31 @@ def test_row_loss_takes_three_matmuls_and_no_array_of_logits():
         (lambda p, h: p[:, None], ValueError, r"got shape \(3, 1\)"),
         (lambda p, h: (p, h), ValueError, "got tuple"),
         (lambda p, h: (p > 0).astype(int), TypeError, "must give a floating dtype; got int"),
-        (3, TypeError, "row_loss must be a function; got int"),
+        (3, TypeError, "row_loss must be a function, and hashable; got int"),
+        (Unhashable(), TypeError, "row_loss must be a function, and hashable; got Unhashable"),
     ],
 )
 def test_row_loss_errors(row_loss, error, text):
     with pytest.raises(error, match=f"linear_softmax_loss: .*{text}"):
         jxent.linear_softmax_loss(row_loss, jnp.ones((4, 2)), jnp.ones((2, 3)), jnp.zeros(4, int))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "partial"])
+def test_row_loss_of_another_dtype_is_cast_and_integers_are_arguments(rng, reduction):
+    hidden, kernel = jnp.asarray(rng.normal(size=(6, 3)), np.float32), jnp.asarray(rng.normal(size=(3, 7)), np.float32)
+    ids, step = jnp.arange(6), jnp.arange(6)
+
+    def narrow(log_prob, entropy, step):
+        return jnp.where(step > 2, -log_prob, entropy).astype(jnp.bfloat16)
+
+    def total(hidden, row_loss):
+        loss = jxent.linear_softmax_loss(row_loss, hidden, kernel, ids, step, reduction=reduction, chunk_size=2)
+        assert {leaf.dtype for leaf in jax.tree.leaves(loss)} == {jnp.dtype("float32")}
+        return jnp.sum(jax.tree.leaves(loss)[0])
+
+    wide = lambda log_prob, entropy, step: jnp.where(step > 2, -log_prob, entropy)  # noqa: E731
+    got, want = (jax.value_and_grad(total)(hidden, row_loss) for row_loss in (narrow, wide))
+    assert_tree_close(got, want, 1e-2)
 
 
 def test_log_probs_errors():

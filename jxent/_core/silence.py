@@ -1,4 +1,4 @@
-"""0 · inf in a loss: a coefficient of exactly 0 takes an infinite term out of it."""
+"""0 · inf in a loss: a coefficient of exactly 0 takes an infinite term out of it, and −inf tells a coefficient nothing."""
 
 from functools import reduce
 from typing import Any
@@ -23,6 +23,14 @@ def silenced(term: Array, *coefficients: Array | float | None) -> Array:
     if not zeros:
         return term
     return jnp.where(reduce(jnp.logical_or, zeros) & jnp.isinf(term), 0, term)
+
+
+def scaled_logits(logits: Array, scale: Array | None) -> Array:
+    """The product in the dtype of the scale; −inf stays −inf, and tells the scale nothing."""
+    if scale is None:
+        return logits
+    is_dead = logits == -jnp.inf
+    return jnp.where(is_dead, -jnp.inf, scale * jnp.where(is_dead, 0, logits).astype(scale.dtype))
 
 
 @jax.custom_jvp

@@ -30,7 +30,7 @@ class Placement(NamedTuple):
     class_axes: tuple[Any, ...]
     transpose_kernel: bool
     are_ids: bool
-    teacher_transpose_kernel: bool = False
+    teacher_transpose_kernel: bool
 
     @property
     def split_axes(self) -> tuple[Any, ...]:
@@ -62,12 +62,13 @@ class Placement(NamedTuple):
             return P(*rows, classes)
         if name in ("bias", "class_weight", "teacher_bias"):
             return P(classes)
-        return (
-            P() if name in ("logit_scale", "logit_softcap", "smoothing", "z_loss", "inverse_temperature") else P(*rows)
-        )
+        scalars = "logit_scale", "logit_softcap", "smoothing", "z_loss", "inverse_temperature"
+        return P() if name in scalars else P(*rows)
 
 
-def placement_of(hidden: Array, kernel: Array, transpose_kernel: bool, are_ids: bool) -> Placement | None:
+def placement_of(
+    hidden: Array, kernel: Array, transpose_kernel: bool, are_ids: bool, teacher_transpose_kernel: bool
+) -> Placement | None:
     """Where axes of the mesh are Explicit, and so tell at trace time how arrays are split; else None."""
     mesh = mesh_of(hidden, kernel)
     if not mesh.explicit_axes:
@@ -76,7 +77,7 @@ def placement_of(hidden: Array, kernel: Array, transpose_kernel: bool, are_ids: 
     row_axes = [name for entry in row_entries for name in _names(entry)]
     class_entry = jax.typeof(kernel).sharding.spec[int(not transpose_kernel)]
     class_axes = tuple(name for name in _names(class_entry) if name not in row_axes)
-    return Placement(mesh, row_entries, class_axes, transpose_kernel, are_ids)
+    return Placement(mesh, row_entries, class_axes, transpose_kernel, are_ids, teacher_transpose_kernel)
 
 
 def mesh_of(hidden: Array, kernel: Array) -> Any:

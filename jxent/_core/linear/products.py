@@ -63,7 +63,7 @@ def _divergence(config: Config, products: Array, rows: PerRow, shared: Shared) -
     assert config.beta is not None
     assert rows.teacher_hidden is not None
     assert shared.teacher_kernel is not None
-    hidden = rows.teacher_hidden if rows.where is None else jnp.where(rows.where[:, None], rows.teacher_hidden, 0)
+    hidden = _counted(rows.teacher_hidden, rows.where)
     kernel = shared.teacher_kernel.astype(hidden.dtype)
     teacher = _matmul(config, hidden, kernel, 1, int(config.teacher_transpose_kernel))
     student, teacher = (
@@ -76,13 +76,8 @@ def _divergence(config: Config, products: Array, rows: PerRow, shared: Shared) -
 
 def _loss_of(row_loss: Callable[..., Array], log_prob: Array, entropy: Array, rows: PerRow) -> Array:
     """Masked rows are 0 in what goes in and in what comes out, whatever they hold, and so in every gradient."""
-
-    def counted(values: Array) -> Array:
-        if rows.where is None:
-            return values
-        return jnp.where(jnp.expand_dims(rows.where, range(1, values.ndim)), values, 0)
-
-    return counted(row_loss(counted(log_prob), counted(entropy), *map(counted, rows.row_args)))
+    log_prob, entropy, *row_args = (_counted(a, rows.where) for a in (log_prob, entropy, *rows.row_args))
+    return _counted(row_loss(log_prob, entropy, *row_args).astype(log_prob.dtype), rows.where)
 
 
 def softcap(logits: Array, cap: Array) -> Array:
@@ -95,7 +90,7 @@ def softcap(logits: Array, cap: Array) -> Array:
 
 def products_of(config: Config, rows: PerRow, shared: Shared) -> Array:
     """hidden·W, `[C, V]`."""
-    return _matmul(config, _counted(rows), _kernel(rows, shared), 1, int(config.transpose_kernel))
+    return _matmul(config, _counted(rows.hidden, rows.where), _kernel(rows, shared), 1, int(config.transpose_kernel))
 
 
 def narrowed(d_products: Array, dtype: Any) -> tuple[Array, Array | None]:
@@ -117,11 +112,11 @@ def narrowed(d_products: Array, dtype: Any) -> tuple[Array, Array | None]:
 def d_hidden_of(config: Config, d_products: Array, unit: Array | None, rows: PerRow, shared: Shared) -> Array:
     gradient = _matmul(config, d_products, _kernel(rows, shared), 1, int(not config.transpose_kernel))
     gradient = gradient if unit is None else gradient * unit
-    return gradient if rows.where is None else jnp.where(rows.where[:, None], gradient, 0)
+    return _counted(gradient, rows.where)
 
 
 def d_kernel_of(config: Config, d_products: Array, unit: Array | None, rows: PerRow) -> Array:
-    hidden = _counted(rows)
+    hidden = _counted(rows.hidden, rows.where)
     if unit is None:
         return _outer(config, hidden, d_products)
     # A sum over the rows has one unit: that of the row whose gradient is the highest. What the others lose by it is lost
@@ -147,9 +142,9 @@ def _outer(config: Config, hidden: Array, d_products: Array) -> Array:
     )
 
 
-def _counted(rows: PerRow) -> Array:
-    """The hidden states, 0 in masked rows: in a matmul, a NaN there would reach every row."""
-    return rows.hidden if rows.where is None else jnp.where(rows.where[:, None], rows.hidden, 0)
+def _counted(of_rows: Array, where: Array | None) -> Array:
+    """0 in masked rows. Of hidden states, a NaN there would reach every row in a matmul."""
+    return of_rows if where is None else jnp.where(jnp.expand_dims(where, range(1, of_rows.ndim)), of_rows, 0)
 
 
 def _kernel(rows: PerRow, shared: Shared) -> Array:

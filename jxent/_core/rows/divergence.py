@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jxent._core.dtypes import compute_dtype
 from jxent._core.rows.rule import Config, Rows, softmax_rows
 from jxent._core.rows.state import Wanted
 from jxent._core.shards import VocabAxis, summed
+from jxent._core.silence import scaled_logits
 
 
 def divergence(
@@ -34,8 +36,12 @@ def divergence(
     inverse_temperature: Array | None,
     where: Array | None,
 ) -> Array:
-    """Of each row; KL(t‖s) for a β of 0, KL(s‖t) for 1, else JSD_β. Differentiable by the student and the temperature."""
-    teacher = lax.stop_gradient(teacher)
+    """Of each row; KL(t‖s) for a β of 0, KL(s‖t) for 1, else JSD_β. Differentiable by the student and the temperature.
+
+    In the compute dtype of the student. A teacher with another one is copied to it.
+    """
+    teacher, dtype = lax.stop_gradient(teacher), compute_dtype(student.dtype)
+    teacher = teacher if compute_dtype(teacher.dtype) == dtype else teacher.astype(dtype)
     config = Config(axis, Wanted(), vocab_axis_name)
     of_student, of_teacher = (
         softmax_rows(config, scaled_logits(x, inverse_temperature), None, None, None, where) for x in (student, teacher)
@@ -45,14 +51,6 @@ def divergence(
     # Where one has no class at all the other may have been selected. A factor, since a NaN that is selected has no gradient.
     row = row * jnp.where(jnp.isnan(of_student.excess + of_teacher.excess), jnp.nan, 1)
     return row if where is None else jnp.where(where, row, 0)
-
-
-def scaled_logits(logits: Array, scale: Array | None) -> Array:
-    """The product in the dtype of the scale; −inf stays −inf, and tells the scale nothing."""
-    if scale is None:
-        return logits
-    is_dead = logits == -jnp.inf
-    return jnp.where(is_dead, -jnp.inf, scale * jnp.where(is_dead, 0, logits).astype(scale.dtype))
 
 
 def _total(
