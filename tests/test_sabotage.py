@@ -137,8 +137,8 @@ SABOTAGES = {
     ),
     "masked hidden states meet the matmuls": Sabotage(
         PRODUCTS,
-        "return rows.hidden if rows.where is None else jnp.where(rows.where[:, None], rows.hidden, 0)",
-        "return rows.hidden",
+        "_matmul(config, _counted(rows.hidden, rows.where), ",
+        "_matmul(config, rows.hidden, ",
         FUSED_MASKS,
         "not_there and mean and ids",
     ),
@@ -187,7 +187,11 @@ SABOTAGES = {
         LOSSES, "lax.psum(jnp.where(own < 0, 0, entry), vocab_axis_name)", "entry", OF_LOG_PROBS, "shard_map and K"
     ),
     "row arguments of masked rows seen": Sabotage(
-        PRODUCTS, "*map(counted, rows.row_args)", "*rows.row_args", OF_LOG_PROBS, "nothing_of_masked"
+        PRODUCTS,
+        "row_loss(log_prob, entropy, *row_args)",
+        "row_loss(log_prob, entropy, *rows.row_args)",
+        OF_LOG_PROBS,
+        "nothing_of_masked",
     ),
     "beta on the wrong side": Sabotage(
         "_core/rows/divergence.py",
