@@ -205,8 +205,7 @@ def in_rows(program):
 
 def most_rows(platform, case, dtype):
     if not platform.startswith("TPU"):
-        # Of a divergence XLA for GPU keeps float32 arrays of the terms: one of float32 logits, three of bfloat16 ones.
-        return 3.3 * CLASSES if case == "softmax_distillation" else ROWS_ON_GPU
+        return ROWS_ON_GPU
     return ROWS_OF_IDS if case in PLAIN_IDS else ROWS_ON_TPU
 
 

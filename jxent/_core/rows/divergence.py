@@ -9,22 +9,37 @@ every divergence here is a sum of φ over the classes, since what φ adds to p·
     KL(t‖s) = Σ φ(t, s)        KL(s‖t) = Σ φ(s, t)        JSD_β = Σ β·φ(t, m) + (1−β)·φ(s, m),    m = β·t + (1−β)·s
 
 Near t = s, Σ t·log(t/s) is a sum of terms of first order and both signs, which cancel to second order. No φ is negative, and
-an error ε of log z, which shifts every r, adds ε²/2 to the sum. r itself comes from the difference of the logits.
+an error ε of log z, which shifts every r, adds ε²/2 to the sum. r itself comes from the difference of the logits. The
+slopes with respect to the logits x of the student and y of the teacher (a temperature moves both) do not cancel either:
+
+    KL(t‖s):  ∂/∂x = s − t = t·expm1(r)             ∂/∂y = t·(log(t/s) − KL(t‖s))
+    KL(s‖t):  ∂/∂x = s·(log(s/t) − KL(s‖t))         ∂/∂y = t − s
+    JSD_β:    ∂/∂x = (1−β)·s·(log(s/m) − KL(s‖m))   ∂/∂y = β·t·(log(t/m) − KL(t‖m))
 """
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 
 from jxent._core.dtypes import compute_dtype
-from jxent._core.rows.rule import Config, Rows, softmax_rows
+from jxent._core.rows import rule
+from jxent._core.rows.rule import Rows, softmax_rows
 from jxent._core.rows.state import Wanted
 from jxent._core.shards import VocabAxis, summed
 from jxent._core.silence import scaled_logits
+
+
+class Config(NamedTuple):
+    """The class axis, the mesh axes of a `shard_map` that split it, and β."""
+
+    axis: int
+    vocab_axis_name: VocabAxis
+    beta: float
 
 
 def divergence(
@@ -42,20 +57,21 @@ def divergence(
     """
     teacher, dtype = lax.stop_gradient(teacher), compute_dtype(student.dtype)
     teacher = teacher if compute_dtype(teacher.dtype) == dtype else teacher.astype(dtype)
-    config = Config(axis, Wanted(), vocab_axis_name)
+    config = rule.Config(axis, Wanted(), vocab_axis_name)
     of_student, of_teacher = (
         softmax_rows(config, scaled_logits(x, inverse_temperature), None, None, None, where) for x in (student, teacher)
     )
-    total = jax.checkpoint(partial(_total, axis, beta), prevent_cse=False)
-    (row,) = summed([total(student, teacher, inverse_temperature, where, of_student, of_teacher)], vocab_axis_name)
+    row = _row(
+        Config(axis, vocab_axis_name, beta), student, teacher, inverse_temperature, where, of_student, of_teacher
+    )
     # Where one has no class at all the other may have been selected. A factor, since a NaN that is selected has no gradient.
     row = row * jnp.where(jnp.isnan(of_student.excess + of_teacher.excess), jnp.nan, 1)
     return row if where is None else jnp.where(where, row, 0)
 
 
-def _total(
-    axis: int,
-    beta: float,
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _row(
+    config: Config,
     student: Array,
     teacher: Array,
     scale: Array | None,
@@ -63,47 +79,138 @@ def _total(
     of_student: Rows,
     of_teacher: Rows,
 ) -> Array:
-    def along(of_row: Any) -> Array:
-        return jnp.expand_dims(of_row, axis)
+    classes = _classes(config, student, teacher, scale, where, of_student, of_teacher)
+    (row,) = summed([jnp.sum(_divergence_of(config.beta, classes), config.axis)], config.vocab_axis_name)
+    return row
 
-    def counted(values: Array) -> Array:
-        values = values.astype(of_student.excess.dtype)
-        return values if where is None else jnp.where(along(where), values, 0)
 
-    def probability(logits: Array, is_dead: Array, rows: Rows) -> Array:
-        d = jnp.where(is_dead, 0, logits) * factor - along(jnp.where(jnp.isfinite(rows.row_max), rows.row_max, 0))
-        return jnp.where(is_dead, 0, jnp.exp(d)) / (1 + along(rows.excess))
+# The slopes are total: they include what the tangents of the two `Rows` would add. `jax.checkpoint` keeps XLA for GPU from
+# storing both softmaxes of the sum for the slopes: two float32 arrays at 8192×128256.
+def _row_jvp(config: Config, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    row = _row(config, *primals)
+    moving = (None if isinstance(tangent, SymbolicZero) else tangent for tangent in (tangents[0], tangents[2]))
+    return row, jax.checkpoint(partial(_tangent, config), prevent_cse=True)(row, *primals, *moving)
 
+
+_row.defjvp(_row_jvp, symbolic_zeros=True)
+
+
+def _tangent(
+    config: Config,
+    row: Array,
+    student: Array,
+    teacher: Array,
+    scale: Array | None,
+    where: Array | None,
+    of_student: Rows,
+    of_teacher: Rows,
+    d_student: Array | None,
+    d_scale: Array | None,
+) -> Array:
+    axis, vocab_axis_name, beta = config
+    classes = _classes(config, student, teacher, scale, where, of_student, of_teacher)
+    r, of_s, of_t = classes
+    dtype = row.dtype
+    huge = jnp.finfo(dtype).max
+
+    def expected(p: Array, log_ratio: Array) -> Array:
+        """KL(p‖m), where it is not the loss itself; an infinite one as a number, since a cotangent of 0 must stay 0."""
+        if beta in {0, 1}:
+            return jnp.minimum(jnp.expand_dims(row, axis), huge)
+        (kl,) = summed([jnp.sum(-p * log_ratio, axis)], vocab_axis_name)
+        return jnp.expand_dims(kl, axis)
+
+    def slope_of(of: _Class, log_ratio: Array) -> Array:
+        log_ratio = jnp.maximum(log_ratio, -huge)
+        return of.p * (-log_ratio - expected(of.p, log_ratio))
+
+    m_over_s, m_over_t = _log_ratios(beta, classes)
+    difference = jnp.where(r < 1, of_t.p * jnp.expm1(jnp.minimum(r, 1)), of_s.p - of_t.p)
+    difference = jnp.where(of_t.is_dead, of_s.p, jnp.where(of_s.is_dead, -of_t.p, difference))
+    slope = difference if beta == 0 else (1 - beta or 1) * slope_of(of_s, m_over_s)
+    slope = jnp.where(of_s.is_dead, 0, slope)
+    d_x = jnp.zeros((), dtype)
+    if d_student is not None:
+        d_x = d_student.astype(dtype) if scale is None else scale * d_student.astype(dtype)
+    terms = slope * d_x
+    if d_scale is not None:
+        of_teacher_slope = -difference if beta == 1 else (beta or 1) * slope_of(of_t, m_over_t)
+        of_teacher_slope = jnp.where(of_t.is_dead, 0, of_teacher_slope)
+        terms = terms + (slope * of_s.logits + of_teacher_slope * of_t.logits) * d_scale
+    (d_row,) = summed([jnp.sum(terms, axis)], vocab_axis_name)
+    return d_row
+
+
+class _Class(NamedTuple):
+    """Of each class: whether it is dead, its logit before the temperature (0 where dead), and its probability."""
+
+    is_dead: Array
+    logits: Array
+    p: Array
+
+
+def _classes(
+    config: Config,
+    student: Array,
+    teacher: Array,
+    scale: Array | None,
+    where: Array | None,
+    of_student: Rows,
+    of_teacher: Rows,
+) -> tuple[Array, _Class, _Class]:
+    """r, 0 where either class is dead, and the classes of both. All of a masked row are dead."""
     factor = 1 if scale is None else scale
-    x, y = counted(student), counted(teacher)
-    x_dead, y_dead = x == -jnp.inf, y == -jnp.inf
-    s, t = probability(x, x_dead, of_student), probability(y, y_dead, of_teacher)
+
+    def along(of_row: Any) -> Array:
+        return jnp.expand_dims(of_row, config.axis)
+
+    def of(logits: Array, rows: Rows) -> _Class:
+        x = logits.astype(rows.excess.dtype)
+        x = x if where is None else jnp.where(along(where), x, -jnp.inf)
+        is_dead = x == -jnp.inf
+        x = jnp.where(is_dead, 0, x)
+        d = x * factor - along(jnp.where(jnp.isfinite(rows.row_max), rows.row_max, 0))
+        return _Class(is_dead, x, jnp.where(is_dead, 0, jnp.exp(jnp.where(is_dead, 0, d))) / (1 + along(rows.excess)))
+
+    s, t = of(student, of_student), of(teacher, of_teacher)
     gap = of_student.row_max - of_teacher.row_max + jnp.log1p(of_student.excess) - jnp.log1p(of_teacher.excess)
     gap = gap if where is None else jnp.where(where, gap, 0)
-    both_live = ~(x_dead | y_dead)
-    r = jnp.where(both_live, jnp.where(both_live, x - y, 0) * factor - along(gap), 0)
-    return jnp.sum(_of_class(beta, s, t, r, x_dead, y_dead), axis)
+    r = jnp.where(s.is_dead | t.is_dead, 0, (s.logits - t.logits) * factor - along(gap))
+    return r, s, t
 
 
-def _of_class(beta: float, s: Array, t: Array, r: Array, s_is_dead: Array, t_is_dead: Array) -> Array:
-    """`r` is 0 where either class is dead."""
+def _divergence_of(beta: float, classes: tuple[Array, _Class, _Class]) -> Array:
+    """What each class adds: φ(t, s), φ(s, t), or both against m."""
+    r, (s_is_dead, _, s), (t_is_dead, _, t) = classes
     if beta == 0:
         return jnp.where(t_is_dead, s, jnp.where(s_is_dead, _infinite(t), _phi(t, s, r)))
     if beta == 1:
         return jnp.where(s_is_dead, t, jnp.where(t_is_dead, _infinite(s), _phi(s, t, -r)))
     m = beta * t + (1 - beta) * s
-    # log(m/t) and log(m/s), each from where its exponential does not overflow.
-    low, high = jnp.minimum(r, 1), jnp.maximum(r, -1)
-    m_over_t, m_over_s = jnp.log1p((1 - beta) * jnp.expm1(low)), jnp.log1p(beta * jnp.expm1(-high))
-    m_over_t, m_over_s = jnp.where(r < 1, m_over_t, m_over_s + r), jnp.where(r > -1, m_over_s, m_over_t - r)
+    m_over_s, m_over_t = _log_ratios(beta, classes)
     both = beta * _phi(t, m, m_over_t) + (1 - beta) * _phi(s, m, m_over_s)
-    of_one = -(1 - beta) * math.log1p(-beta) * s, -beta * math.log(beta) * t
+    # φ(s, m) and φ(t, m) where p·f(r) of the other is 0 · inf.
+    of_one = -(1 - beta) * m_over_s * s, -beta * m_over_t * t
     return jnp.where(t_is_dead, of_one[0], jnp.where(s_is_dead, of_one[1], both))
+
+
+def _log_ratios(beta: float, classes: tuple[Array, _Class, _Class]) -> tuple[Array, Array]:
+    """log(m/s) and log(m/t), each from where its exponential does not overflow; of a dead class 0."""
+    r, of_s, of_t = classes
+    only_s = jnp.where(of_s.is_dead, 0, math.log1p(-beta) if beta < 1 else -jnp.inf)
+    only_t = jnp.where(of_t.is_dead, 0, math.log(beta) if beta else -jnp.inf)
+    if beta in {0, 1}:
+        m_over_s, m_over_t = -beta * r, (1 - beta) * r
+    else:
+        low, high = jnp.minimum(r, 1), jnp.maximum(r, -1)
+        m_over_t, m_over_s = jnp.log1p((1 - beta) * jnp.expm1(low)), jnp.log1p(beta * jnp.expm1(-high))
+        m_over_t, m_over_s = jnp.where(r < 1, m_over_t, m_over_s + r), jnp.where(r > -1, m_over_s, m_over_t - r)
+    return jnp.where(of_t.is_dead, only_s, m_over_s), jnp.where(of_s.is_dead, only_t, m_over_t)
 
 
 def _infinite(p: Array) -> Array:
     """What the other does not have at all."""
-    return jnp.where(p == 0, 0, p + jnp.inf)
+    return jnp.where(p == 0, 0, jnp.inf)
 
 
 def _phi(p: Array, q: Array, r: Array) -> Array:
@@ -111,7 +218,6 @@ def _phi(p: Array, q: Array, r: Array) -> Array:
     return jnp.where(r < 1, p * _excess_of_exp(jnp.minimum(r, 1)), q - p - p * r)
 
 
-@jax.custom_jvp
 def _excess_of_exp(r: Array) -> Array:
     """Expm1(r) − r. Near 0 by its series, r²·Σ rᵏ/(k+2)!"""
     small = jnp.where(jnp.abs(r) < 0.1, r, 0)
@@ -119,11 +225,3 @@ def _excess_of_exp(r: Array) -> Array:
     for k in reversed(range(9)):
         series = series * small + 1 / math.factorial(k + 2)
     return jnp.where(jnp.abs(r) < 0.1, small * small * series, jnp.expm1(r) - r)
-
-
-def _excess_of_exp_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (r,), (d_r,) = primals, tangents
-    return _excess_of_exp(r), jnp.expm1(r) * d_r
-
-
-_excess_of_exp.defjvp(_excess_of_exp_jvp)
