@@ -276,7 +276,9 @@ def test_losses_keywords_come_in_one_order(name):
 def test_guides_table_of_arguments_is_that_of_the_signatures():
     page = (ROOT / "docs" / "which.md").read_text(encoding="utf-8")
     section = page.partition("## Which function has which argument\n")[2]
-    head, _, *rows = ([cell.strip(" `") for cell in line.split("|")[1:-1]] for line in section.splitlines() if "|" in line)
+    head, _, *rows = (
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in section.splitlines() if "|" in line
+    )
     shown = {name: {key: mark == "✓" for key, mark in zip(head[1:], marks, strict=True)} for name, *marks in rows}
     assert {mark for _, *marks in rows for mark in marks} == {"✓", ""}
     assert shown == {name: {key: key in SIGNATURES[name][1] for key in head[1:]} for name in LOSS_NAMES}
