@@ -19,8 +19,8 @@
 # learns from that needs no labels at all. Here it learns in three ways, depending on what the teacher provides: all
 # logits, the three most likely classes of each image, or the teacher's hidden states and last layer.
 #
-# You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the images come with scikit-learn. Two CPU cores need
-# less than a minute.
+# You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the images come with scikit-learn. Two CPU cores
+# need less than a minute.
 
 # %%
 import os

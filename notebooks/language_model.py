@@ -364,9 +364,9 @@ for (name, size), (_, theirs), (_, ours) in zip(VOCABULARIES.items(), usual, fus
 # ## The whole of it in pictures
 #
 # On the left is the perplexity, epoch by epoch. The held-out windows fall behind: there is little text, and the model
-# begins to learn it by heart. On the right is the memory. The pale foot of each bar is what both losses need: the hidden
-# states, the table and their gradients. What jxent adds is little more than the logits of one chunk, and the sum of the
-# table's gradient over the chunks.
+# begins to learn it by heart. On the right is the memory. The pale foot of each bar is what both losses need: the
+# hidden states, the table and their gradients. What jxent adds is little more than the logits of one chunk, and the sum
+# of the table's gradient over the chunks.
 #
 # Below is the held-out window of middling difficulty. The redder a word, the less the model expected it: the shade is
 # the word's own loss, from `reduction="none"`.

@@ -130,8 +130,8 @@ class Detector(nnx.Module):
 # %% [markdown]
 # ## The loss
 #
-# With the logit $x$ of a label, $y$ = 1 for yes, and the weights $w_k$ of the label and $v_k$ of its "yes", a known label
-# costs
+# With the logit $x$ of a label, $y$ = 1 for yes, and the weights $w_k$ of the label and $v_k$ of its "yes", a known
+# label costs
 #
 # $$w_k \,\big[\, v_k \, y \log(1 + e^{-x}) + (1 - y) \log(1 + e^{x}) \,\big]$$
 #
@@ -246,8 +246,8 @@ print(f"share of yes in the test: {test_labels.mean():.3f}")
 # - `class_weight` goes further the same way: it gives the rare labels a little more, and takes it from the others. That
 #   is what we said we wanted, not a gain for all.
 #
-# Weights change what a probability means. With `pos_weight` it is no longer the share of "yes" to expect, so a threshold
-# other than one half may suit better. The average precision has no threshold in it.
+# Weights change what a probability means. With `pos_weight` it is no longer the share of "yes" to expect, so a
+# threshold other than one half may suit better. The average precision has no threshold in it.
 #
 # In the picture, a ring is a label that nobody gave.
 

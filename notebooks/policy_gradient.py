@@ -19,9 +19,9 @@
 # answer gets a reward, and GRPO makes rewarded answers more likely. This is how language models are trained on tasks
 # whose answers can be checked.
 #
-# Such a loss is a function of two numbers for each token, the log-probability of what was written and the entropy of the
-# distribution it was drawn from. `jxent.linear_softmax_loss` takes that function and goes from the hidden states to its
-# mean and gradient, without the logits.
+# Such a loss is a function of two numbers for each token, the log-probability of what was written and the entropy of
+# the distribution it was drawn from. `jxent.linear_softmax_loss` takes that function and goes from the hidden states to
+# its mean and gradient, without the logits.
 #
 # You need `pip install "jxent[notebooks]"`. Nothing is downloaded. Two CPU cores need less than a minute.
 

@@ -15,7 +15,8 @@
 # %% [markdown]
 # # Losses under the microscope: `vmap`, per-example gradients, curvature
 #
-# The losses of jxent are plain functions of arrays, hyper-parameters included. So JAX's transformations go through them:
+# The losses of jxent are plain functions of arrays, hyper-parameters included. So JAX's transformations go through
+# them:
 #
 # - `vmap` over label smoothing, the γ of focal loss and z-loss at once: a whole grid of models in **one compiled
 #   program**;
@@ -343,8 +344,8 @@ show(figure, "research_vmap_gradients")
 # it has no negative eigenvalue.
 #
 # A product with a vector needs neither matrix. For $Hv$ we push $v$ forward through the gradient. For $Gv$ we push it
-# forward through the network, then through the gradient of the loss, and pull the result back. Both need a loss that can
-# be differentiated forward and twice.
+# forward through the network, then through the gradient of the loss, and pull the result back. Both need a loss that
+# can be differentiated forward and twice.
 
 
 # %%

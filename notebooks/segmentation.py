@@ -24,8 +24,8 @@
 #
 # `jxent.softmax_cross_entropy` takes the logits as `[B, C, H, W]`, with `axis=1`, and the labels as `[B, H, W]`.
 #
-# You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the photograph comes with scikit-learn. Two CPU cores
-# need less than a minute.
+# You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the photograph comes with scikit-learn. Two CPU
+# cores need less than a minute.
 
 # %%
 import os

@@ -68,8 +68,8 @@ def show(figure, name):
 #
 # $$L = -\sum_c q_c \log p_c$$
 #
-# and, since all $q_c$ but one are 0, this is just $-\log p$ of the right class. Here is each term, for a photograph of a
-# wolf that the model takes for a dog:
+# and, since all $q_c$ but one are 0, this is just $-\log p$ of the right class. Here is each term, for a photograph of
+# a wolf that the model takes for a dog:
 
 # %%
 ANIMALS = ["wolf", "dog", "truck"]
@@ -215,8 +215,8 @@ for start in STARTS:
 # random parameters that favour no digit, and **misled**, after training on wrong labels (each 0 was called 1, each 1
 # was called 2, and so on), so that it is surely wrong. Then it gets the right labels.
 #
-# For each loss and start we try three step sizes, all at once by `vmap`, and keep the one that first has 90% of the digits
-# right. The squared error is the sum over the ten classes, $\sum_c (p_c - q_c)^2$.
+# For each loss and start we try three step sizes, all at once by `vmap`, and keep the one that first has 90% of the
+# digits right. The squared error is the sum over the ten classes, $\sum_c (p_c - q_c)^2$.
 
 # %%
 digits = load_digits()
@@ -452,5 +452,5 @@ show(figure, "why_cross_entropy_soft")
 # - It pushes hardest where the model is surely wrong. The squared error does not push there at all.
 # - It knows of no relation between classes. A soft label can put one in, and then the aim is $p = q$.
 #
-# `label_smoothing` is the simplest soft label: it spreads a little over *all* classes alike. `research_vmap.ipynb` shows
-# what that does to the probabilities.
+# `label_smoothing` is the simplest soft label: it spreads a little over *all* classes alike. `research_vmap.ipynb`
+# shows what that does to the probabilities.
