@@ -83,15 +83,16 @@ class _LinkPublicNames(SphinxPostTransform):
 
 
 class _BreakCallsInTables(SphinxPostTransform):
-    """A call in a table may go on in the next line after a bracket, so that the table is no wider than the page."""
+    """Keeps tables no wider than the page: calls may wrap after a bracket, and names in a head after an underscore."""
 
     default_priority = 210
     formats = ("html",)
 
     def run(self, **kwargs):
         for entry in self.document.findall(nodes.entry):
+            in_head = isinstance(entry.parent.parent, nodes.thead)
             for literal in list(entry.findall(nodes.literal)):
-                parts = re.split(r"(?<=[(])(?=[^)])", literal.astext())
+                parts = re.split(r"(?<=_)" if in_head else r"(?<=[(])(?=[^)])", literal.astext())
                 if len(parts) > 1:
                     breaks = [
                         node for part in parts for node in (nodes.raw("", "<wbr>", format="html"), nodes.Text(part))

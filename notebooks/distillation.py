@@ -15,12 +15,12 @@
 # %% [markdown]
 # # A small student and a larger teacher
 #
-# A teacher knows more of an image than its label: it also knows what else the image looks like. A student that learns
-# from that needs no labels at all. Here it learns in three ways, as the teacher's knowledge comes: all logits, the three
-# most likely classes of each image, or the teacher's hidden states and last layer.
+# A teacher knows more about an image than its label: it also knows what else the image looks like. A student that
+# learns from that needs no labels at all. Here it learns in three ways, depending on what the teacher provides: all
+# logits, the three most likely classes of each image, or the teacher's hidden states and last layer.
 #
-# You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the images come with scikit-learn. Two CPU cores need
-# less than a minute.
+# You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the images come with scikit-learn. Two CPU cores
+# need less than a minute.
 
 # %%
 import os
@@ -47,8 +47,8 @@ import matplotlib.pyplot as plt
 # %% [markdown]
 # ## The data
 #
-# 1797 images of handwritten digits, of 8 × 8 pixels. The teacher learns from 900 labelled ones. The student has a label
-# for 40 of these, four of each digit.
+# There are 1797 images of handwritten digits, with 8 × 8 pixels each. The teacher learns from 900 labelled ones. The
+# student has a label for 40 of these, four per digit.
 
 # %%
 images, labels = load_digits(return_X_y=True)
@@ -62,8 +62,8 @@ print(f"{len(train_images)} training images, {len(few)} with a label for the stu
 # %% [markdown]
 # ## Two networks
 #
-# Both return hidden states, and keep the kernel of the last layer aside. The teacher is sixteen times as wide, and what
-# it puts out has another width than what the student does.
+# Both return hidden states and keep the kernel of the last layer aside. The teacher is sixteen times as wide as the
+# student, so their hidden states differ in width.
 
 # %%
 CLASSES = 10
@@ -104,7 +104,7 @@ def train(network, loss, steps):
 # %% [markdown]
 # ## The teacher
 #
-# It learns from labels. The student of the same labels would be the one to beat, but it has only forty.
+# The teacher learns from labels. A student trained on the same labels would be the one to beat, but it has only forty.
 
 # %%
 STEPS, WIDTH, STUDENT = 400, 256, 16
@@ -122,7 +122,7 @@ teacher_logits = logits(teacher, train_images)
 print(f"teacher: test accuracy {accuracy(teacher):.3f}")
 
 # %% [markdown]
-# What it knows of an image: the most likely digits, at a temperature of 3.
+# This is what it knows about an image: the most likely digits, at a temperature of 3.
 
 # %%
 TEMPERATURE, K = 3.0, 3
@@ -138,8 +138,8 @@ print(f"on average the {K} hold {top_probs.sum(axis=1).mean():.3f}")
 # ## Three ways to learn from it
 #
 # - **logits**: the divergence of two softmaxes, both at the temperature.
-# - **top 3**: `SparseLabels`, three ids and their shares, as the labels of the usual loss. The student's logits are
-#   divided by the temperature by `logit_scale`.
+# - **top 3**: `SparseLabels`, three ids and their shares, as the labels of the usual loss. `logit_scale` divides the
+#   student's logits by the temperature.
 # - **hidden states**: the divergence again, from hidden states and kernels alone.
 #
 # None of them sees a label.
@@ -172,7 +172,7 @@ def of_hidden(network):
 
 
 # %% [markdown]
-# The first and the last are the same number, made in two ways:
+# The first and the last give the same number, computed in two ways:
 
 # %%
 student = Network(STUDENT, nnx.Rngs(1))
@@ -194,8 +194,8 @@ for name, loss in WAYS.items():
 # %% [markdown]
 # ## In pictures
 #
-# On the left are the images of which the teacher is least sure. On the right is what the students know of images that
-# nobody has shown them.
+# On the left are the images that the teacher is least sure about. On the right is what the students know about images
+# they have never seen.
 
 # %%
 figure = plt.figure(figsize=(10, 3.2), layout="constrained")

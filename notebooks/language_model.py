@@ -19,8 +19,8 @@
 # vocabulary at each position, and with a large vocabulary these logits may take more memory than all the rest.
 # `jxent.linear_softmax_cross_entropy` goes from the hidden states to the loss and never holds the logits whole.
 #
-# At the end come some text that the model writes, what the loss takes in memory compared with the usual one, and a
-# passage with the words that surprise the model.
+# The notebook ends with some text that the model writes, the memory of this loss and of the usual one, and a passage
+# with the words that surprise the model.
 #
 # You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the text comes with Python. Two CPU cores need less
 # than a minute.
@@ -52,9 +52,10 @@ import matplotlib.pyplot as plt
 # %% [markdown]
 # ## The data
 #
-# Python's `help()` brings some eighty articles about the language. We keep their prose and leave out headings, tables,
-# programs, and what another article has said before. A word is a run of letters or of other marks, with the space before
-# it. The mark ¶ begins a paragraph. The text differs a little between versions of Python, and so do the numbers below.
+# Python's `help()` comes with some eighty articles about the language. We keep their prose and leave out headings,
+# tables, programs, and text that repeats another article. A word is a run of letters or of other marks, with the space
+# before it. The mark ¶ begins a paragraph. The text differs a little between versions of Python, and so do the numbers
+# below.
 
 # %%
 WORD = re.compile(r"¶| ?\w+| ?[^\w\s¶]+")
@@ -120,9 +121,9 @@ print(f"{np.sum(unknown)} of the ignored labels are words that training never sh
 # %% [markdown]
 # ## The model
 #
-# Two blocks of attention and a perceptron. The table of word vectors serves twice, as is common: it turns words into
-# vectors at the start, and it is the kernel of the last layer. The model returns the hidden states and leaves that last
-# layer to the loss.
+# The model has two blocks, each of attention and a perceptron. The table of word vectors is used twice, as is common:
+# it turns words into vectors at the start, and it is the kernel of the last layer. The model returns the hidden states
+# and leaves that last layer to the loss.
 
 # %%
 WIDTH, HEADS, BLOCKS, DROPOUT = 128, 4, 2, 0.2
@@ -165,9 +166,9 @@ print(f"{sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 # %% [markdown]
 # ## The loss
 #
-# All of this notebook's subject is in the one call below:
+# The one call below is what this notebook is about:
 #
-# - `transpose_kernel=True` takes the table as it lies, `[words, width]`. No transposed copy is made.
+# - `transpose_kernel=True` takes the table as it is, `[words, width]`. No transposed copy is made.
 # - `ignore_index` drops the labels of −100, as in the quickstart.
 # - `z_loss` adds a little of log² of the softmax's denominator, which keeps the logits from drifting.
 # - `reduction="partial"` returns the two sums of the mean undivided, as a `Mean(total, weight)`.
@@ -213,8 +214,8 @@ def gradient(sums):
 nothing = jxent.Mean(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
 
 # %% [markdown]
-# That it matters shows in a batch of sixteen windows, from the shortest on, in four parts. Divided once, they give the
-# gradient of the batch. The mean of the four means is far from it.
+# A batch of sixteen windows, sorted from the shortest and split into four parts, shows that this matters. Divided once,
+# the parts give the gradient of the batch. The mean of the four means is far from it.
 
 
 # %%
@@ -237,9 +238,9 @@ print(f"gradient of the mean of their means:  {distance(mean_of_means, whole):.0
 # %% [markdown]
 # ## Training
 #
-# Each step takes four microbatches of four windows. After each epoch comes the perplexity, e to the mean loss: a model
-# of perplexity 100 is as unsure as one that has to choose among 100 words. It is taken without dropout and without
-# z-loss, on the held-out windows and on as many of the training windows.
+# Each step takes four microbatches of four windows. After each epoch we print the perplexity, e to the mean loss: a
+# model of perplexity 100 is as unsure as one that has to choose among 100 words. We compute it without dropout and
+# without z-loss, on the held-out windows and on as many training windows.
 
 # %%
 EPOCHS, MICROBATCHES, ROWS = 6, 4, 4
@@ -293,9 +294,8 @@ print(f"to compare: guessing each held-out word by its frequency alone has perpl
 # %% [markdown]
 # ## What the model writes
 #
-# Each next word is drawn from the softmax of the logits, a little sharpened. Here we do need logits, but only those of
-# one position. The result has the sound of the manual, and no more: there is far too little text to learn
-# sense from.
+# We draw each next word from the softmax of the logits, a little sharpened. Here we do need logits, but only those of
+# one position. The result sounds like the manual, and no more: there is far too little text to learn sense from.
 
 # %%
 TEMPERATURE = 0.7
@@ -328,10 +328,11 @@ for number, text in enumerate(write(STARTS), 1):
 # ## What the loss takes in memory
 #
 # Training this small model gained nothing: the logits of a microbatch are few, and fit in one chunk. So we ask the
-# compiler, which knows before anything runs, what larger sizes take: the loss of 4096 positions, and its gradients by the
-# hidden states (of width 512) and by the table, with the vocabulary above and those of three well-known models.
+# compiler, which knows before anything runs, what larger sizes take: the loss of 4096 positions, and its gradients with
+# respect to the hidden states (of width 512) and the table, with the vocabulary above and those of three well-known
+# models.
 #
-# The usual loss, here that of optax, has the logits as its argument, so they are made whole, and their gradient too.
+# The usual loss, here that of optax, takes the logits as an argument, so they exist whole, and so does their gradient.
 
 # %%
 VOCABULARIES = {"this notebook": len(words), "Llama 2": 32000, "GPT-2": 50257, "Llama 3": 128256}
@@ -363,9 +364,9 @@ for (name, size), (_, theirs), (_, ours) in zip(VOCABULARIES.items(), usual, fus
 # ## The whole of it in pictures
 #
 # On the left is the perplexity, epoch by epoch. The held-out windows fall behind: there is little text, and the model
-# begins to learn it by heart. On the right is the memory. The pale foot of each bar is what both losses need: the hidden
-# states, the table and their gradients. What jxent adds is little more than the logits of one chunk, and the sum of the
-# table's gradient over the chunks.
+# begins to learn it by heart. On the right is the memory. The pale foot of each bar is what both losses need: the
+# hidden states, the table and their gradients. What jxent adds is little more than the logits of one chunk, and the sum
+# of the table's gradient over the chunks.
 #
 # Below is the held-out window of middling difficulty. The redder a word, the less the model expected it: the shade is
 # the word's own loss, from `reduction="none"`.

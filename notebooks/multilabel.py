@@ -13,11 +13,10 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Many labels at once, and most of them missing
 #
-# Which digits are in the picture? Any number of the ten answers may be yes, so each is a yes-or-no question of its own:
-# that is what `jxent.sigmoid_binary_cross_entropy` is for. Three things make it harder here, as they often do:
+# Which digits are in the picture? Any number of the ten answers may be yes, so each is a separate yes-or-no question,
+# and that is what `jxent.sigmoid_binary_cross_entropy` is for. Three things make it harder here, as they often do:
 #
 # - **Missing labels.** Each picture was asked about only some of the digits. The mask `where` leaves out what nobody
 #   answered.
@@ -53,14 +52,14 @@ import matplotlib.pyplot as plt
 # %% [markdown]
 # ## The pictures
 #
-# scikit-learn has no data of this kind, so we make some. Four images of single handwritten digits are put together to a
-# picture of 16 × 16 pixels, and its labels are the digits in it. The handwriting is real, the composition is not. What
-# goes into the training pictures and what into the test pictures comes from different images.
+# scikit-learn has no data of this kind, so we make some. We combine four images of single handwritten digits into a
+# picture of 16 × 16 pixels, and its labels are the digits in it. The handwriting is real, the composition is not.
+# Training and test pictures are made from different images.
 #
 # - In the training pictures, the digits 2, 5 and 8 are rare. In the test pictures all are equally frequent, since there
 #   we want to know how well each is recognised.
-# - Of the training labels, three out of five are removed, at random: they become a "no", whatever they were, and only
-#   the mask `known` tells them from an answer. The test labels are complete.
+# - We remove three out of five training labels at random: they become a "no", whatever they were, and only the mask
+#   `known` tells them from an answer. The test labels are complete.
 
 # %%
 LABELS = 10
@@ -95,9 +94,9 @@ print("known no: ", "  ".join(f"{digit}: {count}" for digit, count in enumerate(
 # %% [markdown]
 # ## The weights
 #
-# `pos_weight` is the number of "no" by the number of "yes", so that the two weigh the same in all. It has an entry for
-# each label, and counts known labels only. `class_weight` is ours to choose: say that the rare digits matter three times
-# as much.
+# `pos_weight` is the number of "no" divided by the number of "yes", so that both have the same total weight. It has an
+# entry for each label and counts known labels only. `class_weight` is ours to choose: say that the rare digits matter
+# three times as much.
 
 # %%
 pos_weight = jnp.asarray(no / yes, jnp.float32)
@@ -108,7 +107,8 @@ print("pos_weight:", "  ".join(f"{digit}: {weight:.1f}" for digit, weight in enu
 # %% [markdown]
 # ## The model
 #
-# Three convolutions, then the maximum of each channel over the picture, and from these the ten logits.
+# The model applies three convolutions, takes the maximum of each channel over the picture, and computes the ten logits
+# from these.
 
 
 # %%
@@ -130,13 +130,13 @@ class Detector(nnx.Module):
 # %% [markdown]
 # ## The loss
 #
-# With the logit $x$ of a label, $y$ = 1 for yes, and the weights $w_k$ of the label and $v_k$ of its "yes", a known label
-# costs
+# With the logit $x$ of a label, $y$ = 1 for yes, and the weights $w_k$ of the label and $v_k$ of its "yes", a known
+# label costs
 #
 # $$w_k \,\big[\, v_k \, y \log(1 + e^{-x}) + (1 - y) \log(1 + e^{x}) \,\big]$$
 #
-# and a missing one nothing. The mean divides by the sum of $w_k$ over the known labels. A few lines of NumPy say the
-# same. The gradient at a missing label is exactly 0, and whatever its logit holds, the loss does not change.
+# and a missing one nothing. The mean divides by the sum of $w_k$ over the known labels. A few lines of NumPy compute
+# the same. The gradient at a missing label is exactly 0, and whatever its logit holds, the loss does not change.
 
 
 # %%
@@ -163,15 +163,15 @@ print(f"largest gradient at missing labels: {jnp.abs(jnp.where(known[some], 0, g
 # %% [markdown]
 # ## Training
 #
-# Four ways, each with one more thing done about it:
+# We train in four ways, and each adds one remedy:
 #
-# 1. **missing = no**: what nobody answered is taken for a "no", as is often done for want of a mask;
+# 1. **missing = no**: what nobody answered is taken as a "no", as is often done without a mask;
 # 2. **masked**: what nobody answered does not count;
 # 3. **pos_weight**: masked, and a "yes" to a rare label counts for more;
 # 4. **class_weight**: masked, `pos_weight`, and the rare labels count three times.
 #
-# Chance plays a large part with so few examples, so each is trained from three starts, and all numbers below are means
-# of the three.
+# With so few examples chance plays a large part, so we train each from three starts, and all numbers below are means of
+# the three.
 
 # %%
 EPOCHS, BATCH, STARTS = 12, 60, 3
@@ -217,11 +217,11 @@ with tqdm(total=total, desc="training", unit="step", file=sys.stdout, disable=qu
     test_logits = {way: [train(start, *how, bar) for start in range(STARTS)] for way, how in WAYS.items()}
 
 # %% [markdown]
-# ## What came of it
+# ## Results
 #
-# The **average precision** of a label asks how well the logits rank the pictures: 1 if all that have the digit come before
-# all that do not, and here some 0.34, the share of pictures that have it, if the order is random. The **recall** is the
-# share of the "yes" that get a probability above one half.
+# The **average precision** of a label measures how well the logits rank the pictures: it is 1 if all that have the
+# digit come before all that do not, and here about 0.34, the share of pictures that have it, if the order is random.
+# The **recall** is the share of the "yes" labels that get a probability above one half.
 
 # %%
 precision, recall, mean_probability = {}, {}, {}
@@ -239,15 +239,15 @@ for way, runs in test_logits.items():
 print(f"share of yes in the test: {test_labels.mean():.3f}")
 
 # %% [markdown]
-# - Where missing is taken for "no", the models learn that three of five "yes" are a "no". The ranking suffers, and the
+# - If missing is taken as "no", the models learn that three of five "yes" are a "no". The ranking suffers, and the
 #   probabilities are far too low: few reach one half.
 # - With the mask, the frequent digits are found. The rare ones are not: the models saw them too seldom to be sure.
 # - `pos_weight` finds most of them and ranks them better too, at the price of a little on the others.
 # - `class_weight` goes further the same way: it gives the rare labels a little more, and takes it from the others. That
 #   is what we said we wanted, not a gain for all.
 #
-# Weights change what a probability means. With `pos_weight` it is no longer the share of "yes" to expect, so a threshold
-# other than one half may suit better. The average precision has no threshold in it.
+# Weights change what a probability means. With `pos_weight` it is no longer the share of "yes" to expect, so a
+# threshold other than one half may suit better. The average precision has no threshold in it.
 #
 # In the picture, a ring is a label that nobody gave.
 

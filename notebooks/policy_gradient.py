@@ -15,13 +15,13 @@
 # %% [markdown]
 # # Policy gradients: learning to sort from rewards alone
 #
-# A small decoder gets four digits and has to write them in order. Nobody shows it a sorted row: it writes answers, each
-# answer gets a reward, and GRPO makes what was rewarded more likely. This is how language models are trained on tasks
+# A small decoder gets four digits and has to write them in order. It never sees a sorted row: it writes answers, each
+# answer gets a reward, and GRPO makes rewarded answers more likely. This is how language models are trained on tasks
 # whose answers can be checked.
 #
-# Such a loss is a function of two numbers for each token, the log-probability of what was written and the entropy of the
-# distribution it was drawn from. `jxent.linear_softmax_loss` takes that function and goes from the hidden states to its
-# mean and gradient, without the logits.
+# Such a loss is a function of two numbers for each token, the log-probability of what was written and the entropy of
+# the distribution it was drawn from. `jxent.linear_softmax_loss` takes that function and goes from the hidden states to
+# its mean and gradient, without the logits.
 #
 # You need `pip install "jxent[notebooks]"`. Nothing is downloaded. Two CPU cores need less than a minute.
 
@@ -49,8 +49,8 @@ import matplotlib.pyplot as plt
 # %% [markdown]
 # ## The task and its reward
 #
-# A sequence is four digits, a mark that says "now sort", and four digits more, which the model writes. The reward of an
-# answer is the share of its places that hold the right digit.
+# A sequence has four digits, a mark that says "now sort", and four more digits, which the model writes. The reward of
+# an answer is the share of its places that hold the right digit.
 
 # %%
 LENGTH, DIGITS = 4, 10
@@ -68,8 +68,8 @@ for answer in ([[1, 1, 7, 9]], [[1, 7, 7, 9]], [[9, 7, 1, 1]]):
 # %% [markdown]
 # ## The policy
 #
-# Two blocks of attention and a perceptron. The model returns hidden states, and leaves the last layer to the loss. That
-# layer begins at zero, so that the first answers are drawn evenly from all digits.
+# The model has two blocks, each of attention and a perceptron. It returns hidden states and leaves the last layer to
+# the loss. That layer starts at zero, so the first answers are drawn evenly from all digits.
 
 # %%
 WIDTH, HEADS, BLOCKS = 48, 4, 2
@@ -110,7 +110,7 @@ policy = Policy(nnx.Rngs(0))
 # %% [markdown]
 # ## Writing answers
 #
-# Each digit is drawn from the softmax of one position's logits, which here we do need.
+# We draw each digit from the softmax of the logits of one position. Here we do need logits.
 
 
 # %%
@@ -127,9 +127,9 @@ def write(policy, prompts, key):
 # %% [markdown]
 # ## The loss
 #
-# `clipped` is the loss of PPO and GRPO for tokens one by one: the ratio of a token's probability to what it was when the
-# token was written, times the answer's advantage, but no further than the clip; and a small bonus for entropy. That is
-# all that changes from one such algorithm to the next.
+# `clipped` is the per-token loss of PPO and GRPO: the ratio of a token's probability to its probability when it was
+# written, times the answer's advantage, but no further than the clip, plus a small bonus for entropy. Algorithms of
+# this kind differ only in this function.
 #
 # The tokens of the prompt were not written by the policy. `where` masks them: they have no loss and no gradient.
 
@@ -166,9 +166,9 @@ def log_probs(policy, tokens):
 
 
 # %% [markdown]
-# The prompts below have the mark 10 among their labels, which is no class of the last layer. In a row that counts it
-# would be an error, and its loss NaN; masked it is nothing. On the policy that wrote them the ratio is 1, the surrogate
-# is the advantage, and the gradient is that of REINFORCE:
+# The prompts below have the mark 10 among their labels, which is no class of the last layer. In a row that counts, it
+# would be a bad label and make the loss NaN; in a masked row it does nothing. For the policy that wrote the answers,
+# the ratio is 1, the surrogate is the advantage, and the gradient is that of REINFORCE:
 
 # %%
 rng = np.random.default_rng(0)
@@ -197,8 +197,8 @@ print(f"largest relative difference of the gradients of PPO and REINFORCE: {diff
 # %% [markdown]
 # ## Training
 #
-# Each step draws 32 prompts and writes eight answers to each. An answer's advantage is how far its reward lies above the
-# mean of its group, in standard deviations: that is the G of GRPO, and it needs no second network. Two updates are made
+# Each step draws 32 prompts and writes eight answers to each. An answer's advantage is how far its reward is above the
+# mean of its group, in standard deviations. This is the G of GRPO, and it needs no second network. We make two updates
 # from each batch, so in the second the ratio is no longer 1.
 
 # %%
@@ -240,7 +240,7 @@ with tqdm(total=STEPS, desc="training", unit="step", file=sys.stdout, disable=qu
 # %% [markdown]
 # ## What it learned
 #
-# A thousand prompts, one answer to each, and the first four of them.
+# We take a thousand prompts with one answer each, and print the first four.
 
 # %%
 prompts = np.random.default_rng(1).integers(DIGITS, size=(1000, LENGTH))
@@ -252,9 +252,9 @@ print(f"all four right: {np.mean(rewards(prompts, answers) == 1):.3f} of 1000")
 # %% [markdown]
 # ## What it costs with a real vocabulary
 #
-# Ten digits need no special loss. Language models have a hundred thousand classes, and so we ask the compiler what the
-# same loss takes in memory there, from hidden states of width 512 at 4096 positions, and what it takes on materialised
-# log-probabilities.
+# Ten digits need no special loss. Language models have a hundred thousand classes, so we ask the compiler how much
+# memory the same loss takes there, from hidden states of width 512 at 4096 positions, and how much it takes on
+# materialised log-probabilities.
 
 # %%
 VOCABULARIES = {"Llama 2": 32000, "GPT-2": 50257, "Llama 3": 128256}
@@ -288,8 +288,8 @@ for name, size in VOCABULARIES.items():
 # %% [markdown]
 # ## In pictures
 #
-# The reward, and the entropy of the digits that were drawn: it begins at log 10 and falls as the policy makes up its
-# mind.
+# The plots show the reward and the entropy of the drawn digits. The entropy starts at log 10 and falls as the policy
+# makes up its mind.
 
 # %%
 reward, solved, entropy = np.array(history).T

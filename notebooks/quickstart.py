@@ -21,8 +21,8 @@
 # - Three digits are **rare**. A plain loss lets the model neglect them.
 # - Some labels are **missing**. They hold −100, the usual mark for "do not count this row".
 #
-# `jxent.softmax_cross_entropy` takes care of both, with `class_weight` and `ignore_index`. At the end, the same training
-# step stands written with optax alone, for comparison.
+# `jxent.softmax_cross_entropy` takes care of both, with `class_weight` and `ignore_index`. At the end, we write the
+# same training step with optax alone, for comparison.
 #
 # You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the digits come with scikit-learn. Two CPU cores
 # need less than a minute.
@@ -53,8 +53,8 @@ import matplotlib.pyplot as plt
 # %% [markdown]
 # ## The data
 #
-# There are 1797 images of 8 × 8 pixels. Half of them are for training, half for the test. In the training half we keep
-# only ten images of each of the digits 2, 5 and 8. Then every tenth label or so is lost. The test half stays as it is.
+# There are 1797 images of 8 × 8 pixels, half of them for training and half for the test. In the training half we keep
+# only ten images of each of the digits 2, 5 and 8. Then we lose about every tenth label. The test half stays as it is.
 
 # %%
 CLASSES = 10
@@ -93,9 +93,9 @@ print("weight per digit:", "  ".join(f"{digit}: {weight:.2f}" for digit, weight 
 # %% [markdown]
 # ## The model and the training step
 #
-# The model has one hidden layer. It returns logits: there is no softmax at its end, the loss does that.
+# The model has one hidden layer. It returns logits, without a softmax at its end, since the loss includes it.
 #
-# All of this notebook's subject is in the one call of `softmax_cross_entropy`:
+# The one call of `softmax_cross_entropy` is what this notebook is about:
 #
 # - `class_weight` multiplies the loss of each row by the weight of its label. `None` means no weights.
 # - `ignore_index` drops the rows with that label. They count neither in the loss nor in the gradient.
@@ -125,7 +125,7 @@ def train_step(model, optimizer, images, labels, class_weight):
 
 
 # %% [markdown]
-# After each epoch we look at the loss and the accuracy on all training images. `return_aux=True` hands back the class
+# After each epoch we compute the loss and the accuracy on all training images. `return_aux=True` also returns the class
 # that the model predicts for each row. `weighted_mean` averages over the rows that have a label.
 
 
@@ -142,7 +142,7 @@ def evaluate(model, images, labels, class_weight):
 # ## Training
 #
 # Both runs start from the same weights and see the same batches. Only `class_weight` differs. The progress bar counts
-# steps. It stays away where the output goes to a file.
+# steps. It does not appear if the output goes to a file.
 
 # %%
 EPOCHS = 15
@@ -209,7 +209,7 @@ for name, accuracy, recall in (
 # number and the short training were chosen so that the difference is plain to see, so do not expect as much everywhere.
 # After a hundred epochs the plain model nearly catches up: recalls of 0.70, 0.79 and 0.67 against 0.73, 0.86 and 0.70.
 #
-# On the right of the plot are the first test images of each rare digit, with what the two models take them for.
+# The right of the plot shows the first test images of each rare digit, with the predictions of both models.
 
 # %%
 PLAIN, WEIGHTED, WRONG = "#9aa5b1", "#1f6f8b", "#c0392b"
@@ -294,10 +294,10 @@ assert max(differences) <= 1e-6
 #
 # - **A confident, right row.** The loss is small but not 0. optax subtracts 20 from 20 and gets 0. jxent keeps the
 #   digits, in the loss and in the gradient.
-# - **A batch without any label.** The mean above divides 0 by 0 and gives NaN, and one such batch ruins the model. The
+# - **A batch without any label.** The mean above divides 0 by 0, which is NaN, and one such batch ruins the model. The
 #   mean of jxent is 0.
 #
-# They agree on a label of −100 that nobody masked: it is no class, so both give NaN rather than a wrong number.
+# They agree on an unmasked label of −100: it is no class, so both give NaN rather than a wrong number.
 
 # %%
 confident = jnp.array([[20.0, 0.0, 0.0]])

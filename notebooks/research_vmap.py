@@ -13,10 +13,10 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Losses under the microscope: `vmap`, per-example gradients, curvature
 #
-# The losses of jxent are plain functions of arrays, hyper-parameters included. So JAX's transformations go through them:
+# The losses of jxent are plain functions of arrays, hyper-parameters included. So JAX's transformations go through
+# them:
 #
 # - `vmap` over label smoothing, the γ of focal loss and z-loss at once: a whole grid of models in **one compiled
 #   program**;
@@ -61,8 +61,8 @@ def show(figure, name):
 # %% [markdown]
 # ## Data with wrong labels
 #
-# 400 images of handwritten digits for training, the other 1397 for the test. Forty of the training labels, one in ten,
-# are made wrong on purpose.
+# We train on 400 images of handwritten digits and test on the other 1397. We make forty of the training labels, one in
+# ten, wrong on purpose.
 
 # %%
 CLASSES, ROWS, WRONG = 10, 400, 40
@@ -86,11 +86,12 @@ print(f"{ROWS} training images, {np.sum(given != truth[:ROWS])} with a wrong lab
 # ## One loss with three knobs
 #
 # - **Label smoothing** ε spreads a little of each label over all classes: $q \leftarrow (1-ε)\,q + ε/V$.
-# - **γ** is that of focal loss: $s^γ$ with $s = \sum_c q_c (1 - p_c)$ lessens the loss of rows that are right already.
+# - **γ** is that of focal loss: the factor $s^γ$ with $s = \sum_c q_c (1 - p_c)$ reduces the loss of rows that are
+#   already right.
 # - **z-loss** adds $k \log^2 Z$, where $Z$ is the denominator of the softmax. It keeps the logits from drifting.
 #
-# `softmax_cross_entropy` has the first and the last, `softmax_focal_loss` has γ and takes distributions. With smoothed
-# labels and the last term written out, all three come together. Where γ = 0, both functions must agree.
+# `softmax_cross_entropy` has the first and the last, `softmax_focal_loss` has γ and takes distributions. Smoothed
+# labels and the last term written out combine all three. At γ = 0, both functions must agree.
 
 
 # %%
@@ -125,7 +126,7 @@ print(f"largest relative difference from softmax_cross_entropy at γ = 0: {diffe
 # %% [markdown]
 # ## Training the grid
 #
-# `train` is written for one model: a hidden layer of 16, Adam, 300 steps. `vmap` makes it train the whole grid, from
+# `train` is written for one model: a hidden layer of 16, Adam, 300 steps. `vmap` trains the whole grid with it, from
 # three starts each, under a single `jit`.
 
 # %%
@@ -180,9 +181,9 @@ print(f"wrong training labels known by heart, at ε = γ = z = 0: {by_heart[:, i
 # %% [markdown]
 # ## Are the probabilities true?
 #
-# A model is well calibrated if it is right in 80% of the cases in which it gives its guess a probability of 80%. The
-# expected calibration error (ECE) sorts the guesses into bins by that probability, the **confidence**, and averages the
-# gap between confidence and accuracy over all guesses.
+# A model is well calibrated if, among the guesses to which it gives a probability of 80%, 80% are right. The expected
+# calibration error (ECE) sorts the guesses into bins by that probability, the **confidence**, and averages the gap
+# between confidence and accuracy over all guesses.
 
 # %%
 BINS = 10
@@ -224,12 +225,12 @@ for i, smoothing in enumerate(SMOOTHINGS):
 
 # %% [markdown]
 # Without smoothing the models have learned the training labels by heart, the wrong ones too, and are too sure of
-# themselves. A little smoothing mends that. Too much turns it over: a model that is told never to be surer than 0.82 (with
+# themselves. A little smoothing fixes that. Too much overshoots: a model that is told never to be surer than 0.82 (with
 # ε = 0.2) is right more often than it says. γ does something similar, but the two do not add up: with γ = 2, smoothing
 # matters little. The z-loss brings log Z down from about ten to about one, and changes the accuracy by about a point.
 #
-# In the diagrams, each dot is a bin of guesses of like confidence; the larger, the more there are. Below the diagonal the
-# model is too sure, above it not sure enough. Bins of fewer than ten guesses are left out.
+# In the diagrams, each dot is a bin of guesses of similar confidence, and larger dots have more guesses. Below the
+# diagonal the model is too sure, above it not sure enough. Bins of fewer than ten guesses are left out.
 
 # %%
 DOTS, SHADE = "#1f6f8b", {"too sure": "#d55e00", "not sure enough": "#56b4e9"}
@@ -274,9 +275,9 @@ show(figure, "research_vmap")
 # %% [markdown]
 # ## The gradient of each example
 #
-# The gradient of the mean loss is the mean of the gradients of the rows. `vmap` of `grad` gives these one by one. We take
-# them in a model that is not yet done: after 40 steps it has learned what is common to the digits, but not the wrong
-# labels by heart. A row that still pulls hard is one that does not fit the others.
+# The gradient of the mean loss is the mean of the gradients of the rows. `vmap` of `grad` computes these one by one. We
+# take them from a model in mid-training: after 40 steps it has learned what the digits have in common, but has not yet
+# memorised the wrong labels. A row that still pulls hard does not fit the others.
 
 # %%
 SMOOTHING = 0.05
@@ -338,12 +339,13 @@ show(figure, "research_vmap_gradients")
 #
 # $$H = \underbrace{J^\top H_L\, J}_{G} + \sum_i \frac{\partial L}{\partial f_i} \nabla^2 f_i$$
 #
-# where $J$ is the Jacobian of the logits and $H_L$ the Hessian of the loss by the logits, $\mathrm{diag}(p) - pp^\top$
-# for each row. $G$, the Gauss–Newton matrix, is what many second-order methods use, since it has no negative eigenvalue.
+# where $J$ is the Jacobian of the logits and $H_L$ the Hessian of the loss with respect to the logits,
+# $\mathrm{diag}(p) - pp^\top$ for each row. $G$, the Gauss–Newton matrix, is what many second-order methods use, since
+# it has no negative eigenvalue.
 #
 # A product with a vector needs neither matrix. For $Hv$ we push $v$ forward through the gradient. For $Gv$ we push it
-# forward through the network, then through the gradient of the loss, and pull the result back. Both need a loss that can
-# be differentiated forward and twice.
+# forward through the network, then through the gradient of the loss, and pull the result back. Both need a loss that
+# can be differentiated forward and twice.
 
 
 # %%
@@ -363,8 +365,9 @@ def gauss_newton_product(f, labels, parameters, v):
 
 
 # %% [markdown]
-# Four checks, in float64 and on the first 100 rows: $Hv$ against finite differences of the gradient; $Gv$ against $J^\top H_L J v$ with the matrices
-# written out; that $H$ is symmetric; and that $H = G$ for the last layer, in which the logits are linear.
+# We make four checks, in float64 and on the first 100 rows: $Hv$ agrees with finite differences of the gradient; $Gv$
+# agrees with $J^\top H_L J v$ with the matrices written out; $H$ is symmetric; and $H = G$ for the last layer, in which
+# the logits are linear.
 
 # %%
 SOME = 100
@@ -442,5 +445,5 @@ for axes in (left, right):
 show(figure, "research_vmap_curvature")
 
 # %% [markdown]
-# The finite differences come closest at a middle step, since a long one sees the bend of the gradient and a short one is
-# lost in rounding. The product by `jvp` has no step to choose.
+# The finite differences come closest at a medium step, since a long step sees the curvature of the gradient and a short
+# one is lost in rounding. The product by `jvp` has no step to choose.

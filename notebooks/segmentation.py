@@ -13,19 +13,19 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Segmentation: a class for each pixel
 #
 # A small convolutional network learns to tell sky, far shore, water, trees, roof and walls apart, pixel by pixel, in a
 # photograph. Two things are typical of such labels:
 #
-# - Nobody can say which class the pixels **on a border** have. They hold −100 and do not count, as in PASCAL VOC.
+# - Nobody can say which class the pixels **on a border** have. They are labelled −100 and do not count, as in PASCAL
+#   VOC.
 # - Some classes are **small**. Of a hundred labelled pixels, some forty are sky and three are shore.
 #
 # `jxent.softmax_cross_entropy` takes the logits as `[B, C, H, W]`, with `axis=1`, and the labels as `[B, H, W]`.
 #
-# You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the photograph comes with scikit-learn. Two CPU cores
-# need less than a minute.
+# You need `pip install "jxent[notebooks]"`. Nothing is downloaded: the photograph comes with scikit-learn. Two CPU
+# cores need less than a minute.
 
 # %%
 import os
@@ -105,9 +105,9 @@ labels = draw(POLYGONS, *photo.shape[:2])
 # %% [markdown]
 # ## Strips for training, strips for the test
 #
-# The photograph is cut into eight upright strips. The first, third, fifth and seventh are for training, the others for
-# the test. Only every second pixel is kept each way, which makes a strip 213 × 40. That the strips are of one photograph
-# makes the task an easy one: the network meets no other tower and no other weather.
+# We cut the photograph into eight upright strips. The first, third, fifth and seventh are for training, the others for
+# the test. We keep only every second pixel each way, which makes a strip 213 × 40. All strips come from one photograph,
+# so the task is easy: the network meets no other tower and no other weather.
 
 # %%
 STRIPS = 8
@@ -133,8 +133,8 @@ print(
 # %% [markdown]
 # ## Class weights
 #
-# `class_counts` counts the labels of each class and leaves out what `where` does. `balanced_class_weights` makes weights
-# of the counts, such that every class counts the same in all.
+# `class_counts` counts the labels of each class, except those that `where` masks. `balanced_class_weights` turns the
+# counts into weights that give every class the same total.
 
 # %%
 class_weight = jxent.balanced_class_weights(
@@ -145,9 +145,9 @@ print("weights:", ", ".join(f"{name} {weight:.2f}" for name, weight in zip(CLASS
 # %% [markdown]
 # ## The network
 #
-# Four convolutions. The two in the middle see every second and every fourth pixel around theirs (they are dilated), so
-# that each logit depends on 17 × 17 pixels. Flax keeps the channels last. Networks that come from torch, and their
-# data, keep them second, and so do we from here on, to show what `axis=1` is for.
+# The network has four convolutions. The two in the middle are dilated: they see every second and every fourth pixel
+# around theirs, so each logit depends on 17 × 17 pixels. Flax keeps the channels last. Networks and data that come from
+# torch keep them second, and so do we from here on, to show what `axis=1` is for.
 
 
 # %%
@@ -169,12 +169,12 @@ class Segmenter(nnx.Module):
 # %% [markdown]
 # ## The loss
 #
-# Each pixel is a row of the loss. `mean` divides by the sum of the weights of the pixels that count, as the few lines of
-# NumPy below do. Three more things can be seen before any training:
+# Each pixel is a row of the loss. `mean` divides by the sum of the weights of the pixels that count, like the few lines
+# of NumPy below. We check three more things before any training:
 #
 # - With the classes moved to the end, the default `axis=-1` gives the same number.
 # - The gradient is exactly 0 at every ignored pixel.
-# - Even NaN in the logits of the ignored pixels would change nothing.
+# - Even NaN in the logits of the ignored pixels changes nothing.
 
 
 # %%
@@ -204,8 +204,8 @@ print(f"NaN in their logits: loss {with_nan:.6f}")
 # %% [markdown]
 # ## Training
 #
-# Both runs start from the same network; only `class_weight` differs. Every tenth step we look at what each makes of all
-# eight strips.
+# Both runs start from the same network; only `class_weight` differs. Every tenth step we record what each predicts for
+# all eight strips.
 
 
 # %%
@@ -248,9 +248,9 @@ predicted = {name: train(name, weight) for name, weight in (("without weights", 
 # %% [markdown]
 # ## How good
 #
-# On the test strips: for each class, the recall is the share of its pixels that were found. Intersection over union
-# (IoU) also counts the pixels that were wrongly given to the class: it divides those in both label and prediction by
-# those in either.
+# We measure on the test strips. The recall of a class is the share of its pixels that were found. Intersection over
+# union (IoU) also counts the pixels that were wrongly given to the class: it divides the pixels in both label and
+# prediction by those in either.
 
 
 # %%
@@ -280,13 +280,13 @@ for step in (SHOWN, STEPS):
 
 # %% [markdown]
 # After 60 steps the network without weights has hardly found the shore, and takes it for sky or water. With weights it
-# finds nine tenths of it. This is a head start more than an advantage that stays: after 150 steps the plain network has
+# finds nine tenths of it. This is a head start rather than a lasting advantage: after 150 steps the plain network has
 # found most of the shore too, and the IoU, which also counts what is wrongly called shore, is no better with weights.
 #
 # ## In pictures
 #
-# The strips in full colour are the test. The labels leave the borders as they are in the photograph. No loss ever told
-# the networks what to say there, and what they say shows as a rim around the tower and the trees.
+# The strips in full colour are the test strips. The labels show the photograph on the borders. No loss ever told the
+# networks what to predict there, and their guesses show as a rim around the tower and the trees.
 
 # %%
 COLORS = dict(zip(CLASSES, ("#56b4e9", "#cc79a7", "#0072b2", "#009e73", "#f0e442", "#d55e00"), strict=True))

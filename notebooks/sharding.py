@@ -25,8 +25,8 @@
 # All three give the numbers of one device. What they send between the devices differs, and we read it from the compiled
 # programs.
 #
-# You need `pip install "jxent[notebooks]"` and no accelerator: JAX splits the CPU into eight devices. That has to be said
-# before JAX is first used.
+# You need `pip install "jxent[notebooks]"` and no accelerator: JAX splits the CPU into eight devices. We have to
+# request that before JAX is first used.
 
 # %%
 import math
@@ -58,7 +58,7 @@ print(f"{jax.device_count()} devices")
 # %% [markdown]
 # ## The model and its batch
 #
-# One dense layer makes hidden states from features. The kernel makes the logits of 4096 classes from these.
+# One dense layer turns features into hidden states. The kernel turns these into the logits of 4096 classes.
 #
 # Most rows of the first half of the batch have no label. The two halves of the mesh then count different numbers of
 # rows, as they do with real text, and the mean of their two means would be wrong.
@@ -110,7 +110,7 @@ print(f"one device: loss {one_loss:.6f}, largest change of a parameter {moved:.2
 # %% [markdown]
 # ## The mesh
 #
-# Rows go over `data`, classes over `vocab`. What is not named is whole on each device.
+# Rows are split over `data`, classes over `vocab`. An array that names neither is whole on each device.
 
 # %%
 PARAMETER_SPECS = {"dense": P(), "kernel": P(None, "vocab")}
@@ -196,8 +196,8 @@ for way, (step, mesh) in WAYS.items():
 # %% [markdown]
 # ## What they send
 #
-# The text of a compiled program has a line for each collective, with the arrays that it carries as one device holds
-# them, and says for each loop how often it turns.
+# The text of a compiled program has a line for each collective, with the arrays that it carries on one device, and says
+# how often each loop runs.
 
 
 # %%
@@ -236,12 +236,12 @@ for way, messages in sent.items():
     print()
 
 # %% [markdown]
-# Nobody gathers hidden states, logits or the kernel: all there is are sums and maxima over devices. What they carry can
-# be told by its size:
+# No hidden states, logits or kernel are gathered: there are only sums and maxima over devices. Their sizes show what
+# they carry:
 #
 # - for each row of a chunk, over `vocab`, its largest logit, its sum of exponentials and its label's logit;
-# - the gradient of the hidden states, over `vocab`, of which each device's classes give a part;
-# - the gradient of the kernel, `f32[128,1024]`, over `data`, of which each half of the batch gives a part;
+# - the gradient of the hidden states, over `vocab`, to which each device's classes contribute a part;
+# - the gradient of the kernel, `f32[128,1024]`, over `data`, to which each half of the batch contributes a part;
 # - the dense layer's gradient, and the sums of the mean.
 
 # %%
@@ -292,17 +292,17 @@ else:
     print("plot saved to", os.path.relpath(path))
 
 # %% [markdown]
-# ## Which to take
+# ## Which to choose
 #
 # Under Auto axes, XLA for the CPU (jax 0.10 and 0.12) adds the gradient of the kernel over `data` once for each chunk,
 # inside the loop. Under Explicit axes and in `shard_map`, each device first adds up the chunks of its own rows, and the
 # gradient is sent once, after the loop. The other bytes are the same.
 #
-# The loop turns twice as often under Auto axes because a chunk has 32 rows of the whole batch there, and 32 of each
-# device's otherwise.
+# The loop runs twice as often under Auto axes because a chunk there has 32 rows of the whole batch, and otherwise 32
+# rows of each device.
 #
-# So where both rows and classes are split, take Explicit axes (the default of `jax.make_mesh`) or `shard_map`. On Auto
-# axes a larger `chunk_size` means fewer chunks, and fewer bytes.
+# So if both rows and classes are split, use Explicit axes (the default of `jax.make_mesh`) or `shard_map`. On Auto axes
+# a larger `chunk_size` means fewer chunks and fewer bytes.
 #
 # These are the bytes of the arrays. `docs/scaling.md` works out what that means for links between devices, up to 8192
 # of them.

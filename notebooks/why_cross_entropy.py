@@ -13,11 +13,10 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Why cross entropy?
 #
-# A classifier gives each class a probability. Cross entropy says how bad that guess was, once the right class is known.
-# This notebook takes its two formulas apart, and then answers two questions:
+# A classifier gives each class a probability. Cross entropy measures how bad that guess was, once the right class is
+# known. This notebook explains its two formulas, and then answers two questions:
 #
 # - Why not simply the squared error? Because a model that is **surely wrong** hardly learns from it.
 # - What does cross entropy not see? That some wrong answers are **nearly right**. Soft labels can tell it.
@@ -61,7 +60,7 @@ def show(figure, name):
 # ## Many classes, one of them right
 #
 # A model looks at a photograph and gives each class a number, its **logit** $x_c$. Any real number will do. The softmax
-# makes probabilities of them: all are positive, and their sum is 1.
+# turns them into probabilities: all are positive, and their sum is 1.
 #
 # $$p_c = \frac{e^{x_c}}{\sum_k e^{x_k}}$$
 #
@@ -69,8 +68,8 @@ def show(figure, name):
 #
 # $$L = -\sum_c q_c \log p_c$$
 #
-# and, since all $q_c$ but one are 0, this is just $-\log p$ of the right class. Here is each term, for a photograph of a
-# wolf that the model takes for a dog:
+# and, since all $q_c$ but one are 0, this is just $-\log p$ of the right class. Here is each term, for a photograph of
+# a wolf that the model takes for a dog:
 
 # %%
 ANIMALS = ["wolf", "dog", "truck"]
@@ -89,14 +88,14 @@ print(f"sum of the last column: {by_terms:.5f}")
 print(f"softmax_cross_entropy:  {jxent.softmax_cross_entropy(logits, label):.5f}")
 
 # %% [markdown]
-# Why the logarithm? The probability that a model gives to *all* of its labels is the product of the rows' $p$. To make
-# this product large is the aim, and $-\log$ turns it into a sum to be made small. A right class with $p = 1$ costs 0, with
+# Why the logarithm? The probability that a model gives to *all* of its labels is the product of the rows' $p$. We want
+# this product large, and $-\log$ turns it into a sum that we want small. A right class with $p = 1$ costs 0, with
 # $p = 1/2$ it costs 0.69, with $p = 1/1000$ it costs 6.9, and there is no upper end.
 
 # %% [markdown]
 # ## Two answers: yes or no
 #
-# With two answers, one logit $x$ is enough. The sigmoid makes of it the probability of "yes":
+# With two answers, one logit $x$ is enough. The sigmoid turns it into the probability of "yes":
 #
 # $$p = \sigma(x) = \frac{1}{1 + e^{-x}} \qquad L = -\big[\, y \log p + (1 - y) \log(1 - p) \,\big]$$
 #
@@ -114,8 +113,8 @@ for x in (-4.0, 0.0, 2.0):
         print(f"{x:5.0f} {p:6.3f} {y:3d} {yes + 0:9.4f} {no + 0:16.4f} {binary:7.4f} {softmax:12.4f}")
 
 # %% [markdown]
-# The functions of jxent take logits, not probabilities, and with reason. A 32-bit $\sigma(40)$ is exactly 1, so that
-# nothing remains of $1 - p$ and its logarithm is infinite. The loss is 40.
+# The functions of jxent take logits, not probabilities, for a reason. A 32-bit $\sigma(40)$ is exactly 1, so nothing
+# remains of $1 - p$ and its logarithm is infinite. The loss is 40.
 
 # %%
 x = jnp.array(40.0)
@@ -132,8 +131,8 @@ print(f"x = 40, y = 0: by the formula {from_probability}, from the logit {jxent.
 # \qquad\qquad \frac{d}{dx}(1 - p)^2 = -2\,(1 - p)\; p\,(1 - p)$$
 #
 # The $1/p$ of the logarithm cancels the $p$ of the sigmoid. What is left, $p - 1$, is the error itself: the more wrong,
-# the harder the push. In the squared error the factor $p$ stays, and where the model is surely wrong, $p$ is nearly 0.
-# So is the push. We let JAX take the derivatives:
+# the harder the push. In the squared error the factor $p$ stays, and where the model is surely wrong, $p$ is nearly 0,
+# and so is the push. We let JAX take the derivatives:
 
 
 # %%
@@ -184,9 +183,9 @@ show(figure, "why_cross_entropy")
 # %% [markdown]
 # ## How much sooner
 #
-# One row, one logit, steps of gradient descent: how many until the right answer is the more probable one? Under cross
-# entropy about as many as the logit is away from 0. Under the squared error, each two further away make it some seven
-# times as many.
+# Take one row, one logit, and steps of gradient descent: how many until the right answer is the more probable one?
+# Under cross entropy, about as many as the distance of the logit from 0. Under the squared error, every two units of
+# distance multiply the number by about seven.
 
 
 # %%
@@ -216,8 +215,8 @@ for start in STARTS:
 # random parameters that favour no digit, and **misled**, after training on wrong labels (each 0 was called 1, each 1
 # was called 2, and so on), so that it is surely wrong. Then it gets the right labels.
 #
-# For each loss and start we try three step sizes, all at once by `vmap`, and keep the one that first has 90% of the digits
-# right. The squared error is the sum over the ten classes, $\sum_c (p_c - q_c)^2$.
+# For each loss and start we try three step sizes, all at once by `vmap`, and keep the one that first has 90% of the
+# digits right. The squared error is the sum over the ten classes, $\sum_c (p_c - q_c)^2$.
 
 # %%
 digits = load_digits()
@@ -319,10 +318,10 @@ for axes in (left, right):
 show(figure, "why_cross_entropy_steps")
 
 # %% [markdown]
-# From a fresh start the squared error is slower, but it gets there. From the misled one it gets stuck, with the digits
-# that it is surely wrong about. (Steps of 2 or 3, with which cross entropy no longer learns smoothly, shake it free after
-# some hundreds of them.) Real training meets such rows: after a change of the data, with a bad start, or as the few rows
-# that the model has got badly wrong.
+# From a fresh start the squared error is slower, but it gets there. From the misled start it gets stuck on the digits
+# that it is surely wrong about. (Steps of 2 or 3, with which cross entropy no longer learns smoothly, shake it free
+# after some hundreds of them.) Real training meets such rows: after a change of the data, with a bad start, or as the
+# few rows that the model has got badly wrong.
 #
 # The push of cross entropy has a price. A row whose *label* is wrong pushes just as hard.
 
@@ -339,9 +338,9 @@ for name, guess in (("dog", wolf_or_dog), ("truck", wolf_or_truck)):
     print(f"a wolf taken for a {name}, label wolf: {jxent.softmax_cross_entropy(guess, wolf):.4f}")
 
 # %% [markdown]
-# The classes are mere numbers, and none is closer to another. Where we know better, a **soft label** can say so: $q$ is
-# then no longer a single 1 but spread over the classes that would be nearly right. jxent takes such a $q$ in place of
-# the number of the class.
+# To the formula the classes are mere numbers, and no two are closer than others. Where we know better, a **soft label**
+# can say so: $q$ is then no longer a single 1 but spread over the classes that would be nearly right. jxent takes such
+# a $q$ in place of the number of the class.
 
 # %%
 soft_wolf = jnp.array([0.8, 0.2, 0.0])
@@ -349,8 +348,8 @@ for name, guess in (("dog", wolf_or_dog), ("truck", wolf_or_truck)):
     print(f"a wolf taken for a {name}, label 0.8 wolf, 0.2 dog: {jxent.softmax_cross_entropy(guess, soft_wolf):.4f}")
 
 # %% [markdown]
-# The best guess is now $p = q$, not certainty: the slope by the logit is $p_c - q_c$, which is 0 there. The loss does not
-# go to 0 but to the **entropy** of $q$, which is what cannot be known.
+# The best guess is now $p = q$, not certainty: the slope with respect to the logit is $p_c - q_c$, which is 0 there.
+# The loss does not go to 0 but to the **entropy** of $q$, the part that cannot be known.
 
 # %%
 at_q = jnp.log(soft_wolf)  # −∞ for the truck, whose probability is then 0
@@ -361,12 +360,12 @@ print(f"guess = soft label: loss {loss:.4f}, entropy {entropy:.4f}, largest slop
 # %% [markdown]
 # ## Soft labels on real data
 #
-# For 442 people with diabetes, ten measurements were taken, and a year later the progress of the disease. We cut that
-# progress into ten classes of equal size, from the mildest tenth to the gravest. Now the classes have an order, and a guess
-# that is one tenth off is nearly right.
+# The data have ten measurements of 442 people with diabetes, and the progress of the disease a year later. We cut that
+# progress into ten classes of equal size, from the mildest tenth to the gravest. So the classes have an order, and a
+# guess that is one tenth off is nearly right.
 #
-# We train on 80 people with hard labels, with soft ones that spread over the neighbouring tenths, and test on others. One
-# such test would be mostly chance, so it is done 40 times with other people, all in one `vmap`.
+# We train on 80 people, with hard labels and with soft ones that spread over the neighbouring tenths, and test on
+# others. One such test would be mostly chance, so we repeat it 40 times with other people, all in one `vmap`.
 
 # %%
 TENTHS, PEOPLE, REPEATS, WIDTH = 10, 80, 40, 2.0
@@ -419,8 +418,8 @@ nearer = off["hard labels"].mean(axis=1) - off["soft labels"].mean(axis=1)
 print(f"nearer with soft labels in {np.sum(nearer > 0)} of {REPEATS} repeats")
 
 # %% [markdown]
-# The hits hardly change, and there are few: with ten classes, guessing alone hits a tenth of the time. What changes are
-# the misses: they are nearer.
+# The hits hardly change, and there are few: with ten classes, pure guessing hits a tenth of the time. The misses
+# change: they are nearer.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
@@ -448,9 +447,10 @@ show(figure, "why_cross_entropy_soft")
 # %% [markdown]
 # ## In short
 #
-# - Cross entropy is $-\log$ of the probability of the right class. Its slope by the logits is $p - q$, guess minus label.
+# - Cross entropy is $-\log$ of the probability of the right class. Its slope with respect to the logits is $p - q$,
+#   guess minus label.
 # - It pushes hardest where the model is surely wrong. The squared error does not push there at all.
 # - It knows of no relation between classes. A soft label can put one in, and then the aim is $p = q$.
 #
-# `label_smoothing` is the simplest soft label: it spreads a little over *all* classes alike. `research_vmap.ipynb` shows
-# what that does to the probabilities.
+# `label_smoothing` is the simplest soft label: it spreads a little over *all* classes alike. `research_vmap.ipynb`
+# shows what that does to the probabilities.

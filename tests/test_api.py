@@ -273,6 +273,21 @@ def test_losses_keywords_come_in_one_order(name):
     assert keywords == [keyword for keyword in KEYWORDS if keyword in keywords]
 
 
+def test_guides_table_of_arguments_is_that_of_the_signatures():
+    page = (ROOT / "docs" / "which.md").read_text(encoding="utf-8")
+    section = page.partition("## Which function has which argument\n")[2]
+    head, _, *rows = (
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in section.splitlines() if "|" in line
+    )
+    shown = {name: {key: mark == "✓" for key, mark in zip(head[1:], marks, strict=True)} for name, *marks in rows}
+    assert {mark for _, *marks in rows for mark in marks} == {"✓", ""}
+    assert shown == {name: {key: key in SIGNATURES[name][1] for key in head[1:]} for name in LOSS_NAMES}
+    # What the text above the table says of three more.
+    assert all("where" in SIGNATURES[name][1] for name in LOSS_NAMES)
+    without = {name for name in LOSS_NAMES if not {"sample_weight", "reduction"} <= {*SIGNATURES[name][1]}}
+    assert without == {"softmax_log_probs", "linear_softmax_log_probs"}
+
+
 @pytest.mark.parametrize("name", [name for name in LOSS_NAMES if name not in TAKE_MORE])
 def test_losses_options_are_refused_by_position(name):
     with pytest.raises(TypeError, match="positional"):
