@@ -11,22 +11,18 @@ writes `benchmarks/results/compilers.json` and `compilers.md`. tokamax takes par
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import commit
+from benchmarks.machine import commit, today, versions
 from benchmarks.plans.cases import GROUPS, Case
 from benchmarks.plans.page import in_words, page
+from benchmarks.report import RESULTS, read_json, write_json
 from tools.aot import DISTRIBUTIONS, PLATFORMS, Compiled, Compilers, missing
 
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("jax", "jaxlib", *(name for names in DISTRIBUTIONS.values() for name in names), "optax", "tokamax")
+PACKAGES = (*(name for names in DISTRIBUTIONS.values() for name in names), "optax", "tokamax")
 
 Record = dict[str, Any]
 
@@ -96,30 +92,17 @@ def record_of(group: str, case: Case, platform: str, who: str, result: Compiled)
 def write(folder: Path, records: list[Record], groups: list[str]) -> None:
     """Puts the records of these groups into the file, in the place of those that it had, and makes the page anew."""
     path = folder / "compilers.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"made": {}, "programs": []}
-    now = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "versions": versions()}
+    before = read_json(path) if path.exists() else {"made": {}, "programs": []}
+    now = {"date": today(), "commit": commit(), "versions": versions(PACKAGES)}
     results = {
         "made": {name: now if name in groups else before["made"].get(name) for name in GROUPS},
         "programs": [
             r for name in GROUPS for r in (records if name in groups else before["programs"]) if r["group"] == name
         ],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    # A line for each group, and for each program.
-    made = ",\n".join(f"  {json.dumps(name)}: {json.dumps(how)}" for name, how in results["made"].items())
-    programs = ",\n".join(f"  {json.dumps(record)}" for record in results["programs"])
-    text = f'{{\n "made": {{\n{made}\n }},\n "programs": [\n{programs}\n ]\n}}\n'
-    path.write_text(text, encoding="utf-8")
+    write_json(path, results)
     (folder / "compilers.md").write_text(page(results), encoding="utf-8")
     print(f"wrote {path} and compilers.md")
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The picture: for value and gradient, everybody's time beside jxent's, and the memory that each takes."""
+"""The pictures: everybody's time and memory in one run, and an overview of the committed results."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -13,14 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from benchmarks.results import find
-
 Record = Mapping[str, Any]
 
 BACKGROUND, TEXT, FAINT, STRIPE = "#ffffff", "#24292f", "#8c959f", "#f3f5f7"
-OURS, FLOOR = "#d1242f", "#24292f"
 # Of Okabe and Ito, apart also for those who see fewer colours; the shapes tell them apart too.
 LOOKS = {
+    "floor": ("#24292f", "|"),
+    "jxent": ("#d1242f", "o"),
     "optax": ("#0072b2", "o"),
     "optax float32": ("#56b4e9", "s"),
     "optax one-hot": ("#004d80", "^"),
@@ -32,139 +32,191 @@ LOOKS = {
     "liger": ("#7a6a00", "h"),
 }
 OTHERS = ("#6e7781", "*")
+SIZES = {"jxent": 7.0, "floor": 15.0}
 KINDS = {
     "ids": "class ids",
     "soft": "soft labels",
     "weighted": "weights, smoothing, mask",
     "segmentation": "segmentation",
     "multilabel": "multi-label",
+    "log-probs": "log-probabilities",
     "linear": "linear",
     "ppo": "linear, PPO",
 }
-DTYPES = ("float32", "bfloat16")
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "text.color": TEXT,
     "axes.edgecolor": FAINT,
-    "axes.labelcolor": TEXT,
     "xtick.color": FAINT,
     "xtick.labelcolor": TEXT,
-    "ytick.color": FAINT,
     "ytick.labelcolor": TEXT,
 }
 
 
-def draw(run: Record, path: Path) -> None:
-    """Writes it to `path`. Opaque, so that it reads the same on a light and on a dark page."""
-    records = shown(run["cases"])
-    problems = list(dict.fromkeys(problem(record) for record in records))
+def draw(machine: Mapping[str, Any], records: Sequence[Record], path: Path) -> None:
+    """Times beside jxent's, and memory. Opaque, so that it reads the same on a light and on a dark page."""
+    records = _shown(records)
+    problems = list(dict.fromkeys(map(_problem, records)))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 2.0 + 0.27 * max(len(problems), 2)), facecolor=BACKGROUND, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, 4, sharey=True)
-        for column, dtype in enumerate(DTYPES):
-            own = {problem(record): record for record in records if record["dtype"] == dtype}
-            draw_times(axes[column], problems, own)
-            draw_memory(axes[2 + column], problems, own)
-            axes[column].set_title(f"time ÷ jxent's, {dtype}", loc="left", weight="bold")
-            axes[2 + column].set_title(f"extra memory, MiB, {dtype}", loc="left", weight="bold")
+        for column, dtype in enumerate(("float32", "bfloat16")):
+            _times(axes[column], problems, [r for r in records if r["dtype"] == dtype], dtype)
+            _memory(axes[2 + column], problems, [r for r in records if r["dtype"] == dtype], dtype)
         axes[0].set_yticks(range(len(problems)), problems)
         axes[0].set_ylim(len(problems) - 0.5, -0.5)
-        title = "value and gradient" if all(r["mode"] == "grad" for r in records) else "forward"
-        machine = run["machine"]
-        figure.suptitle(
-            f"{title} of a mean loss on {machine['device']}, {machine['date']}, jax {machine['versions']['jax']}",
-            x=0.005,
-            ha="left",
-        )
-        legend(figure, records)
+        what = "value and gradient" if all(r["mode"] == "grad" for r in records) else "forward"
+        made = f"{machine['device']}, {machine['date']}, jax {machine['versions']['jax']}"
+        figure.suptitle(f"{what} of a mean loss on {made}", x=0.005, ha="left")
+        figure.legend(handles=_legend(records), loc="outside lower left", ncols=6, frameon=False)
         figure.savefig(path, dpi=160)
 
 
-def shown(records: Sequence[Record]) -> list[Record]:
-    """Those with gradients, or all where there are none; of the linear ones, those with flat logits if there are any."""
+def _shown(records: Sequence[Record]) -> list[Record]:
+    """Those with gradients, or all where there are none; of the linear ones, those with flat logits, if any."""
     records = [r for r in records if r["mode"] == "grad"] or list(records)
-    flat = {problem(r) for r in records if r["spread"] == "flat"}
-    return [r for r in records if r["spread"] != "peaked" or problem(r) not in flat]
+    flat = {_problem(r) for r in records if r["spread"] == "flat"}
+    return [r for r in records if r["spread"] in ("", "flat") or _problem(r) not in flat]
 
 
-def problem(record: Record) -> str:
+def _problem(record: Record) -> str:
     return f"{KINDS[record['kind']]}  {' × '.join(map(str, record['shape']))}"
 
 
-def draw_times(axes: Axes, problems: Sequence[str], records: Mapping[str, Record]) -> None:
-    prepare(axes, problems)
+def _times(axes: Axes, problems: Sequence[str], records: Sequence[Record], dtype: str) -> None:
     axes.set_xscale("log")
-    axes.axvline(1, color=OURS, linewidth=1.5, zorder=1)
-    for y, name in enumerate(problems):
-        record = records.get(name)
-        ours = find(record, "jxent") if record else None
-        if record is None or ours is None:
-            continue
-        for entry in record["contenders"]:
-            if entry["median"] is not None and entry["role"] != "ours":
-                dot(axes, entry["median"] / ours["median"], y, entry)
-    _, high = axes.get_xlim()
-    axes.set_xlim(right=max(high, 3))
-    plain_log_ticks(axes)
+    axes.axvline(1, color=LOOKS["jxent"][0], linewidth=1.5, zorder=1)
+    for record in records:
+        ours = record["timed"].get("jxent")
+        for entry in record["timed"].values() if ours else []:
+            if entry["role"] != "ours":
+                _dot(axes, entry["median"] / ours["median"], problems.index(_problem(record)), entry)
+    _finish(axes, problems, f"time ÷ jxent's, {dtype}")
+    axes.set_xlim(right=max(axes.get_xlim()[1], 3))
 
 
-def draw_memory(axes: Axes, problems: Sequence[str], records: Mapping[str, Record]) -> None:
-    prepare(axes, problems)
+def _memory(axes: Axes, problems: Sequence[str], records: Sequence[Record], dtype: str) -> None:
     axes.set_xscale("symlog", linthresh=1, linscale=0.5)
-    for y, name in enumerate(problems):
-        if name not in records:
-            continue
-        for entry in records[name]["contenders"]:
-            if entry.get("extra_bytes") is not None:
-                dot(axes, entry["extra_bytes"] / 2**20, y, entry)
-    _, high = axes.get_xlim()
-    axes.set_xlim(-0.3, max(high, 10))
-    plain_log_ticks(axes)
+    for record in records:
+        for entry in record["timed"].values():
+            if entry["extra_bytes"] is not None:
+                _dot(axes, entry["extra_bytes"] / 2**20, problems.index(_problem(record)), entry)
+    _finish(axes, problems, f"extra memory, MiB, {dtype}")
+    axes.set_xlim(-0.3, max(axes.get_xlim()[1], 10))
 
 
-def prepare(axes: Axes, problems: Sequence[str]) -> None:
+def _finish(axes: Axes, problems: Sequence[str], title: str) -> None:
     for y in range(0, len(problems), 2):
         axes.axhspan(y - 0.5, y + 0.5, color=STRIPE, zorder=0, linewidth=0)
+    axes.set_title(title, loc="left", weight="bold")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-
-
-def plain_log_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def dot(axes: Axes, x: float, y: float, entry: Record) -> None:
-    if entry["role"] == "floor":
-        axes.plot([x, x], [y - 0.36, y + 0.36], color=FLOOR, linewidth=1.4, zorder=2)
-        return
-    colour, marker, size = look(entry)
-    face = BACKGROUND if entry["wrong"] else colour
-    axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=size, zorder=4 if size > 6 else 3)
+def _dot(axes: Axes, x: float, y: float, entry: Record) -> None:
+    face = {"markerfacecolor": BACKGROUND} if entry["wrong"] else {}
+    axes.plot(x, y, zorder=4 if entry["name"] == "jxent" else 3, **_marker(entry["name"]), **face)
 
 
-def look(entry: Record) -> tuple[str, str, float]:
-    if entry["role"] == "ours":
-        return OURS, "o", 7.0
-    return *LOOKS.get(entry["name"], OTHERS), 5.0
+def _marker(name: str) -> dict[str, Any]:
+    colour, marker = LOOKS.get(name, OTHERS)
+    return {
+        "marker": marker,
+        "color": colour,
+        "markersize": SIZES.get(name, 5.0),
+        "markeredgewidth": 1.4,
+        "linestyle": "",
+    }
 
 
-def legend(figure: Figure, records: Sequence[Record]) -> None:
-    """Below, of those who are in the picture."""
-    timed = {e["name"]: e for r in records for e in r["contenders"] if e["median"] is not None}
-    handles = []
-    for name, entry in timed.items():
-        if entry["role"] == "floor":
-            handles.append(Line2D([], [], color=FLOOR, marker="|", linestyle="", markersize=9, label="floor"))
-            continue
-        colour, marker, size = look(entry)
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=size, label=name))
-    if any(e["wrong"] for r in records for e in r["contenders"]):
-        handles.append(
-            Line2D(
-                [], [], color=FAINT, marker="o", linestyle="", markerfacecolor=BACKGROUND, label="hollow: wrong result"
+def _legend(records: Sequence[Record]) -> list[Line2D]:
+    """Of those who are in the picture."""
+    timed = {name: entry["wrong"] for r in records for name, entry in r["timed"].items()}
+    handles = [
+        Line2D([], [], label=name, **_marker(name))
+        for name in [n for n in LOOKS if n in timed] + [n for n in timed if n not in LOOKS]
+    ]
+    if any(entry["wrong"] for r in records for entry in r["timed"].values()):
+        hollow = {"color": FAINT, "marker": "o", "linestyle": "", "markerfacecolor": BACKGROUND}
+        handles.append(Line2D([], [], label="hollow: wrong result", **hollow))
+    return handles
+
+
+class Pair(NamedTuple):
+    """Two bars of the overview: a title, what was done, and the amounts of optax and jxent with their unit."""
+
+    title: str
+    about: str
+    optax: float
+    jxent: float
+    unit: str
+
+
+def pairs(results: Path) -> list[Pair]:
+    """What the overview shows, from `compilers.json` and `cpu-newest.json`."""
+    plans = json.loads((results / "compilers.json").read_text(encoding="utf-8"))["programs"]
+    planned = {
+        record["who"]: record
+        for record in plans
+        if record["shape"] == [32768, 4096, 128256] and record["platform"] == "TPU v6e"
+    }
+    run = json.loads((results / "cpu-newest.json").read_text(encoding="utf-8"))
+    timed = {e["name"]: e for e in run["results"] if e["case"] == "ids-4096x32768-bf16-grad"}
+    cycles = planned["jxent"]["planned"] / planned["optax"]["planned"]
+    on_cpu = f"measured on {run['machine']['cores']} CPU cores, jax {run['machine']['versions']['jax']}"
+    heads = f"fused loss, planned for a TPU v6e, in {cycles:.2f} times the cycles"
+
+    def pair(title: str, about: str, numbers: Mapping[str, float], unit: str) -> Pair:
+        return Pair(title, about, numbers["optax"], numbers["jxent"], unit)
+
+    gibibytes = {who: record["temporaries"] / 2**30 for who, record in planned.items()}
+    mebibytes = {who: (entry["extra_bytes"] or 0) / 2**20 for who, entry in timed.items()}
+    milliseconds = {who: entry["median"] * 1e3 for who, entry in timed.items()}
+    return [
+        pair("Extra memory: 32,768 tokens, vocabulary 128,256", heads, gibibytes, "GiB"),
+        pair("Extra memory: bfloat16 logits 4096 × 32768", on_cpu, mebibytes, "MiB"),
+        pair("Time: the same logits", on_cpu, milliseconds, "ms"),
+    ]
+
+
+def amount(value: float, unit: str) -> str:
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+
+
+def overview(results: Path) -> str:
+    """The overview as SVG: a white card, which reads the same on a light and on a dark page."""
+    left, longest, lines = 118, 480, []
+    for row, pair in enumerate(pairs(results)):
+        y = 70 + 168 * row
+        lines.append(f'<text x="24" y="{y + 28}" class="title">{pair.title}</text>')
+        lines.append(f'<text x="24" y="{y + 56}" class="about">{pair.about}</text>')
+        bars = [("optax", pair.optax, FAINT), ("jxent", pair.jxent, LOOKS["jxent"][0])]
+        for line, (name, value, fill) in enumerate(bars):
+            top, width = y + 70 + 36 * line, max(3.0, longest * value / max(pair.optax, pair.jxent))
+            lines.append(f'<text x="24" y="{top + 22}" class="name">{name}</text>')
+            lines.append(f'<rect x="{left}" y="{top}" width="{width:.0f}" height="28" rx="3" fill="{fill}"/>')
+            lines.append(
+                f'<text x="{left + width + 10:.0f}" y="{top + 22}" class="name">{amount(value, pair.unit)}</text>'
             )
-        )
-    figure.legend(handles=handles, loc="outside lower left", ncols=6, frameon=False)
+    return SVG.format(text=TEXT, faint="#57606a", body="\n".join(lines))
+
+
+SVG = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 574" width="800" height="574" role="img">
+<title>Memory and time of loss and gradient, optax and jxent</title>
+<style>
+text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: {text} }}
+.head {{ font-size: 28px; font-weight: 700 }}
+.title {{ font-size: 23px; font-weight: 600 }}
+.about {{ font-size: 20px; fill: {faint} }}
+.name {{ font-size: 23px }}
+</style>
+<rect x="1" y="1" width="798" height="572" rx="10" fill="#ffffff" stroke="#d0d7de"/>
+<text x="24" y="46" class="head">Loss and gradient: shorter is better</text>
+{body}
+</svg>
+"""

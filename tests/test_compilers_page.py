@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import compilers
+from benchmarks.losses import LOSSES, THREE_PRODUCTS
 from benchmarks.plans import page
 from benchmarks.plans.cases import GROUPS, MODES, Case, program
-from benchmarks.plans.losses import LOSSES, THREE_PRODUCTS
 from tests.losses import assert_close
 from tools import aot
 

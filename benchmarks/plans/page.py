@@ -6,23 +6,24 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.losses import LOSSES, THREE_PRODUCTS
 from benchmarks.plans.cases import GROUPS, MODES
-from benchmarks.plans.losses import LOSSES, THREE_PRODUCTS
-from benchmarks.units import table
+from benchmarks.report import table
 from tools.aot import PLATFORMS
 
 Record = Mapping[str, Any]
 NOTHING = "–"
 ABOUT = """\
-Each program is compiled by XLA for the device it is for, and never run. XLA for TPU writes down how many cycles it expects of each
-step of its schedule; XLA for GPU names what each kernel reads and writes. Here they are added up
-([how](../../tools/planned.py)): million **cycles** on a TPU, **GB** moved on a GPU. **A plan is what the compiler expects, not what a device
-takes**: it shows passes, copies and cliffs, and compares programs of one compiler; it says nothing of a TPU beside a GPU, and a measurement on
-the device overrules it. A gather of one entry a row is not counted: TPUs give no estimate for it, and on a GPU, where it would count its
-whole operand, that is taken off. **MiB** are temporaries, what is needed beside arguments and results, by the compiler's own assignment of memory.
+Each program is compiled by XLA for the device it is for, and never run. XLA for TPU writes down how many cycles it
+expects of each step of its schedule; XLA for GPU names what each kernel reads and writes. Here they are added up
+([how](../../tools/planned.py)): million **cycles** on a TPU, **GB** moved on a GPU. **A plan is what the compiler
+expects, not what a device takes**: it shows passes, copies and cliffs, and compares programs of one compiler; it says
+nothing of a TPU beside a GPU, and a measurement on the device overrules it. A gather of one entry a row is not counted:
+TPUs give no estimate for it, and on a GPU, where it would count its whole operand, that is taken off. **MiB** are
+temporaries, what is needed beside arguments and results, by the compiler's own assignment of memory.
 
-In each cell stand the peer and jxent, as *peer / jxent*; **÷** is jxent by the peer, below 1 where jxent is planned to take less.
-Made by `python -m benchmarks.compilers`."""
+In each cell stand the peer and jxent, as *peer / jxent*; **÷** is jxent by the peer, below 1 where jxent is planned to
+take less. Made by `python -m benchmarks.compilers`."""
 
 
 def page(results: Mapping[str, Any]) -> str:
