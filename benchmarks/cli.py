@@ -16,6 +16,7 @@ from rich.markdown import Markdown
 from benchmarks import contenders, measure, report
 from benchmarks.cases import Case, preset
 from benchmarks.machine import describe_machine
+from benchmarks.picture import write_report
 
 DONE, NOT_ALL_RUN = 0, 3
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if path is not None:
             report.write_json(path, run)
     if options.output is not None and run["cases"]:
-        report.write_report(run, options.output)
+        write_report(run, options.output)
     return NOT_ALL_RUN if run["not_run"] else DONE
 
 

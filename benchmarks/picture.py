@@ -1,8 +1,10 @@
-"""The pictures: everybody's time and memory in one run, and an overview of the committed results."""
+"""The pictures: everybody's time and memory in one run, and an overview of the committed results.
+
+`python -m benchmarks.picture` makes the committed pages and pictures anew from the committed files.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from benchmarks.report import RESULTS, markdown, read_json, records
 
 Record = Mapping[str, Any]
 
@@ -54,41 +58,47 @@ STYLE: Any = {
 }
 
 
-def draw(machine: Mapping[str, Any], records: Sequence[Record], path: Path) -> None:
+def write_report(run: Mapping[str, Any], prefix: Path) -> None:
+    """Writes PREFIX.md and PREFIX.png."""
+    page, image = (prefix.with_name(prefix.name + suffix) for suffix in (".md", ".png"))
+    page.write_text(markdown(run, image.name), encoding="utf-8")
+    draw(run["machine"], _shown(records(run)), image)
+
+
+def draw(machine: Mapping[str, Any], cases: Sequence[Record], path: Path) -> None:
     """Times beside jxent's, and memory. Opaque, so that it reads the same on a light and on a dark page."""
-    records = _shown(records)
-    problems = list(dict.fromkeys(map(_problem, records)))
+    problems = list(dict.fromkeys(map(_problem, cases)))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 2.0 + 0.27 * max(len(problems), 2)), facecolor=BACKGROUND, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, 4, sharey=True)
         for column, dtype in enumerate(("float32", "bfloat16")):
-            _times(axes[column], problems, [r for r in records if r["dtype"] == dtype], dtype)
-            _memory(axes[2 + column], problems, [r for r in records if r["dtype"] == dtype], dtype)
+            _times(axes[column], problems, [r for r in cases if r["dtype"] == dtype], dtype)
+            _memory(axes[2 + column], problems, [r for r in cases if r["dtype"] == dtype], dtype)
         axes[0].set_yticks(range(len(problems)), problems)
         axes[0].set_ylim(len(problems) - 0.5, -0.5)
-        what = "value and gradient" if all(r["mode"] == "grad" for r in records) else "forward"
+        what = "value and gradient" if all(r["mode"] == "grad" for r in cases) else "forward"
         made = f"{machine['device']}, {machine['date']}, jax {machine['versions']['jax']}"
         figure.suptitle(f"{what} of a mean loss on {made}", x=0.005, ha="left")
-        figure.legend(handles=_legend(records), loc="outside lower left", ncols=6, frameon=False)
+        figure.legend(handles=_legend(cases), loc="outside lower left", ncols=6, frameon=False)
         figure.savefig(path, dpi=160)
 
 
-def _shown(records: Sequence[Record]) -> list[Record]:
+def _shown(cases: Sequence[Record]) -> list[Record]:
     """Those with gradients, or all where there are none; of the linear ones, those with flat logits, if any."""
-    records = [r for r in records if r["mode"] == "grad"] or list(records)
-    flat = {_problem(r) for r in records if r["spread"] == "flat"}
-    return [r for r in records if r["spread"] in ("", "flat") or _problem(r) not in flat]
+    cases = [r for r in cases if r["mode"] == "grad"] or list(cases)
+    flat = {_problem(r) for r in cases if r["spread"] == "flat"}
+    return [r for r in cases if r["spread"] in ("", "flat") or _problem(r) not in flat]
 
 
 def _problem(record: Record) -> str:
     return f"{KINDS[record['kind']]}  {' × '.join(map(str, record['shape']))}"
 
 
-def _times(axes: Axes, problems: Sequence[str], records: Sequence[Record], dtype: str) -> None:
+def _times(axes: Axes, problems: Sequence[str], cases: Sequence[Record], dtype: str) -> None:
     axes.set_xscale("log")
     axes.axvline(1, color=LOOKS["jxent"][0], linewidth=1.5, zorder=1)
-    for record in records:
+    for record in cases:
         ours = record["timed"].get("jxent")
         for entry in record["timed"].values() if ours else []:
             if entry["role"] != "ours":
@@ -97,9 +107,9 @@ def _times(axes: Axes, problems: Sequence[str], records: Sequence[Record], dtype
     axes.set_xlim(right=max(axes.get_xlim()[1], 3))
 
 
-def _memory(axes: Axes, problems: Sequence[str], records: Sequence[Record], dtype: str) -> None:
+def _memory(axes: Axes, problems: Sequence[str], cases: Sequence[Record], dtype: str) -> None:
     axes.set_xscale("symlog", linthresh=1, linscale=0.5)
-    for record in records:
+    for record in cases:
         for entry in record["timed"].values():
             if entry["extra_bytes"] is not None:
                 _dot(axes, entry["extra_bytes"] / 2**20, problems.index(_problem(record)), entry)
@@ -133,14 +143,14 @@ def _marker(name: str) -> dict[str, Any]:
     }
 
 
-def _legend(records: Sequence[Record]) -> list[Line2D]:
+def _legend(cases: Sequence[Record]) -> list[Line2D]:
     """Of those who are in the picture."""
-    timed = {name: entry["wrong"] for r in records for name, entry in r["timed"].items()}
+    timed = {name for r in cases for name in r["timed"]}
     handles = [
         Line2D([], [], label=name, **_marker(name))
-        for name in [n for n in LOOKS if n in timed] + [n for n in timed if n not in LOOKS]
+        for name in sorted(timed, key=lambda name: [*LOOKS, name].index(name))
     ]
-    if any(entry["wrong"] for r in records for entry in r["timed"].values()):
+    if any(entry["wrong"] for r in cases for entry in r["timed"].values()):
         hollow = {"color": FAINT, "marker": "o", "linestyle": "", "markerfacecolor": BACKGROUND}
         handles.append(Line2D([], [], label="hollow: wrong result", **hollow))
     return handles
@@ -158,17 +168,17 @@ class Pair(NamedTuple):
 
 def pairs(results: Path) -> list[Pair]:
     """What the overview shows, from `compilers.json` and `cpu-newest.json`."""
-    plans = json.loads((results / "compilers.json").read_text(encoding="utf-8"))["programs"]
+    plans = read_json(results / "compilers.json")["programs"]
     planned = {
         record["who"]: record
         for record in plans
         if record["shape"] == [32768, 4096, 128256] and record["platform"] == "TPU v6e"
     }
-    run = json.loads((results / "cpu-newest.json").read_text(encoding="utf-8"))
+    run = read_json(results / "cpu-newest.json")
     timed = {e["name"]: e for e in run["results"] if e["case"] == "ids-4096x32768-bf16-grad"}
     cycles = planned["jxent"]["planned"] / planned["optax"]["planned"]
     on_cpu = f"measured on {run['machine']['cores']} CPU cores, jax {run['machine']['versions']['jax']}"
-    heads = f"fused loss, planned for a TPU v6e, in {cycles:.2f} times the cycles"
+    heads = f"fused loss, planned for a TPU v6e; cycles: {cycles:.2f} times optax’s"
 
     def pair(title: str, about: str, numbers: Mapping[str, float], unit: str) -> Pair:
         return Pair(title, about, numbers["optax"], numbers["jxent"], unit)
@@ -220,3 +230,9 @@ text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans"
 {body}
 </svg>
 """
+
+
+if __name__ == "__main__":
+    for file in (RESULTS / "cpu.json", RESULTS / "cpu-newest.json"):
+        write_report(read_json(file), file.with_suffix(""))
+    (RESULTS / "overview.svg").write_text(overview(RESULTS), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The file of a run, and its page. `python -m benchmarks.report` makes the committed pages and pictures anew.
+"""The file of a run, what follows from it, and its page.
 
 A run is {"machine": …, "absent": …, "not_run": …, "cases": {name: …}, "results": [one for each case and contender]}.
 """
@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from benchmarks import picture
 
 REFERENCE = "optax"  # what "÷ optax" means: integer labels where there are ids
 # By dtype, the largest relative errors of a loss and of a gradient that are rounding and not a mistake. In bfloat16,
@@ -73,13 +70,6 @@ def write_json(path: Path, run: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> Record:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_report(run: Mapping[str, Any], prefix: Path) -> None:
-    """Writes PREFIX.md and PREFIX.png."""
-    page, image = (prefix.with_name(prefix.name + suffix) for suffix in (".md", ".png"))
-    page.write_text(markdown(run, image.name), encoding="utf-8")
-    picture.draw(run["machine"], records(run), image)
 
 
 def markdown(run: Mapping[str, Any], picture_name: str) -> str:
@@ -186,14 +176,3 @@ def _three_digits(value: float) -> str:
         if value < 100
         else f"{value:.0f}"
     )
-
-
-def main() -> int:
-    for path in (RESULTS / "cpu.json", RESULTS / "cpu-newest.json"):
-        write_report(read_json(path), path.with_suffix(""))
-    (RESULTS / "overview.svg").write_text(picture.overview(RESULTS), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
