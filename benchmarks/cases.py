@@ -78,13 +78,6 @@ class Case:
     def differentiated(self) -> tuple[str, ...]:
         return ("hidden", "kernel") if self.is_linear else ("logits",)
 
-    @property
-    def argument_bytes(self) -> int:
-        """Of the large arguments."""
-        n, d, v = self.shape if self.is_linear else (0, 0, 0)
-        entries = n * d + d * v or math.prod(self.shape) * (2 if self.kind in ("soft", "multilabel") else 1)
-        return entries * jnp.dtype(self.dtype).itemsize
-
     def with_rows(self, rows: int) -> Case:
         return replace(self, shape=(rows, *self.shape[1:]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import re
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks import contenders, measure, report
-from benchmarks.cases import Case, preset
+from benchmarks.cases import preset
 from benchmarks.machine import describe_machine
 from benchmarks.picture import write_report
 
@@ -38,9 +39,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options, start, console = parse(arguments), time.monotonic(), Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # else tables are folded to 80 columns
+    options, start = parse(arguments), time.monotonic()
+    # Where nobody sees a terminal, tables are not to be folded to 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     everybody = [c for c in contenders.everybody() if c.role == "floor" or options.contenders.search(c.name)]
     absent = {c.name: reason for c in everybody if (reason := c.why_absent())}
     for name, reason in absent.items():
@@ -54,13 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()
     cases = preset(quick=options.quick, on_cpu=jax.default_backend() == "cpu")
     for case in [c for c in cases if options.cases.search(c.name) and c.name not in run["cases"]]:
-        reason = _why_not(case, time.monotonic() - start, options.budget)
+        is_late = time.monotonic() - start > options.budget
+        reason = f"the budget of {options.budget:.0f} s was spent" if is_late else None
         if reason is None:
             try:
                 takers = [c for c in everybody if c.name not in absent and c.takes(case)]
                 run["cases"][case.name], lines = measure.run_case(case, takers, options.rounds)
                 run["results"] += lines
-                console.print(Markdown("\n".join(report.details(report.records(run)[-1:]))))
+                record = report.records(run)[-1]
+                console.print(Markdown("\n".join(report.details([record]))))
+                for entry in record["failed"]:
+                    console.print(f"failed: {entry['name']}: {entry['failed']}", soft_wrap=True)
             except Exception as error:  # such as no memory for its data: the next one may fit
                 reason = measure.describe(error)
         if reason is not None:
@@ -78,12 +83,3 @@ def _resumed(before: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     if any(before["machine"][key] != run["machine"][key] for key in ("device", "versions")):
         raise SystemExit("--resume: the file is of another machine or other versions")
     return {**before, "machine": run["machine"], "absent": run["absent"], "not_run": {}}
-
-
-def _why_not(case: Case, spent: float, budget: float) -> str | None:
-    available = measure.available_bytes()
-    # The arguments, torch's copy of a kernel, and the gradients, before anybody needs memory of their own.
-    needed = 3 * case.argument_bytes
-    if available is not None and needed > available:
-        return f"needs {needed / 2**30:.0f} GiB, {available / 2**30:.0f} are available"
-    return f"the budget of {budget:.0f} s was spent" if spent > budget else None

@@ -2,7 +2,7 @@
 
 The floor is the least that the machine allows. Forward, all large arguments are read once; with the gradient, another
 pass reads them and writes an array like the logits (the sigmoid's loss needs that pass alone). For `linear` it is one
-bare matrix product forward and three with the gradients, into their operands' dtype or float32, whichever is faster.
+bare matrix product forward and three with the gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 
 from benchmarks.cases import Case, Data
-from benchmarks.losses import Call, fused
+from benchmarks.losses import Call, fused, three_products
 
 PACKAGES = {"keras": "keras", "tokamax chunked_xla": "tokamax"}
 CHUNK_SIZES = (512, 2048)
@@ -148,22 +148,15 @@ OURS = [
     *(_with_chunks(size) for size in CHUNK_SIZES),
 ]
 
-Step = tuple[Callable[..., Any], Sequence[Array]]
 
-
-def _floor_steps(case: Case, data: Data) -> list[Step]:
-    if not case.is_linear:
-        large = [array for name, array in data.items() if array.shape == case.shape]
-        passes = [_read, _copy] if case.kind != "multilabel" else [_copy]
-        # In programs of their own: together the passes could share what they read.
-        return [(jax.jit(p), large) for p in ([_read] if case.mode == "forward" else passes)]
-    hidden, kernel = data["hidden"], data["kernel"]
-    products: list[Step] = [(_product, (hidden, kernel))]
-    if case.mode == "grad":
-        d_logits = jax.random.normal(jax.random.key(0, impl="rbg"), (len(hidden), case.num_classes), hidden.dtype)
-        products += [(_by_hidden, (d_logits, kernel)), (_by_kernel, (hidden, d_logits))]
-    dtypes = dict.fromkeys((case.dtype, "float32"))
-    return [min(((jax.jit(partial(p, dtype)), arrays) for dtype in dtypes), key=_seconds_of) for p, arrays in products]
+def _floor_steps(case: Case, data: Data) -> list[tuple[Callable[..., Any], Sequence[Array]]]:
+    if case.is_linear:
+        products = three_products if case.mode == "grad" else jnp.matmul
+        return [(jax.jit(products), (data["hidden"], data["kernel"]))]
+    large = [array for array in data.values() if array.shape == case.shape]
+    passes = [_read] if case.mode == "forward" else [_copy] if case.kind == "multilabel" else [_read, _copy]
+    # In programs of their own: together the passes could share what they read.
+    return [(jax.jit(one_pass), large) for one_pass in passes]
 
 
 def _read(*arrays: Array) -> list[Array]:
@@ -173,29 +166,6 @@ def _read(*arrays: Array) -> list[Array]:
 def _copy(first: Array, *others: Array) -> Array:
     """Reads them all and writes something as large as the first, the logits."""
     return sum(others, start=first * 2)
-
-
-def _product(dtype: str, hidden: Array, kernel: Array) -> Array:
-    return jnp.matmul(hidden, kernel, preferred_element_type=dtype)
-
-
-def _by_hidden(dtype: str, d_logits: Array, kernel: Array) -> Array:
-    return jnp.matmul(d_logits, kernel.T, preferred_element_type=dtype)
-
-
-def _by_kernel(dtype: str, hidden: Array, d_logits: Array) -> Array:
-    return jnp.matmul(hidden.T, d_logits, preferred_element_type=dtype)
-
-
-def _seconds_of(step: Step) -> float:
-    """The least of three calls, after one that compiles."""
-    program, arrays = step
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        jax.block_until_ready(program(*arrays))
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def _prepare_floor(case: Case, data: Data) -> Program:

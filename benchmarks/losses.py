@@ -102,14 +102,6 @@ def _float32(call: Call) -> Call:
     return upcast
 
 
-def _mean_where(rows: Array, where: Array | None) -> Array:
-    return rows.mean() if where is None else jnp.sum(jnp.where(where, rows, 0)) / jnp.sum(where)
-
-
-def _weighted_mean(rows: Array, labels: Array, class_weight: Array, where: Array) -> Array:
-    return jnp.sum(jnp.where(where, rows, 0)) / jnp.sum(jnp.where(where, class_weight[labels], 0))
-
-
 def _one_hot(logits: Array, labels: Array, axis: int = -1) -> Array:
     return jax.nn.one_hot(labels, logits.shape[axis], dtype=logits.dtype, axis=axis)
 
@@ -134,10 +126,11 @@ def _optax_smoothing(logits: Array, labels: Array) -> Array:
     return optax.softmax_cross_entropy(logits, _smooth(logits, labels)).mean()
 
 
-def _optax_all_options(logits: Array, labels: Array, class_weight: Array, where: Array) -> Array:
+def _with_all_options(cross_entropy: Call, logits: Array, labels: Array, class_weight: Array, where: Array) -> Array:
+    """From a function of logits and distributions that returns rows."""
     targets = _smooth(logits, labels) * class_weight.astype(logits.dtype)[None]
-    rows = optax.softmax_cross_entropy(logits, targets).astype(jnp.float32)
-    return _weighted_mean(rows, labels, class_weight, where)
+    rows = cross_entropy(logits, targets).astype(jnp.float32)
+    return jnp.sum(jnp.where(where, rows, 0)) / jnp.sum(jnp.where(where, class_weight[labels], 0))
 
 
 def _optax_focal(logits: Array, labels: Array) -> Array:
@@ -169,7 +162,8 @@ def _optax_linear(
     """On materialised logits: `product` is the dtype they are made in, `dtype` the one the loss gets."""
     logits = jnp.matmul(hidden, kernel, preferred_element_type=product)
     logits = logits if dtype is None else logits.astype(dtype)
-    return _mean_where(optax.softmax_cross_entropy_with_integer_labels(logits, labels), where)
+    rows = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return rows.mean() if where is None else jnp.sum(jnp.where(where, rows, 0)) / jnp.sum(where)
 
 
 def _log_softmax_ppo(hidden: Array, kernel: Array, labels: Array, old_log_prob: Array, advantage: Array) -> Array:
@@ -178,16 +172,13 @@ def _log_softmax_ppo(hidden: Array, kernel: Array, labels: Array, old_log_prob: 
     return clipped(log_prob, -jnp.sum(jnp.exp(log_p) * log_p, axis=1), old_log_prob, advantage).mean()
 
 
+def _keras_rows(name: str, logits: Array, labels: Array, axis: int = -1) -> Array:
+    ops = importlib.import_module("keras").ops
+    return getattr(ops, name)(labels, jnp.moveaxis(logits, axis, -1), from_logits=True)
+
+
 def _keras(name: str, logits: Array, labels: Array, axis: int = -1) -> Array:
-    ops = importlib.import_module("keras").ops
-    return getattr(ops, name)(labels, jnp.moveaxis(logits, axis, -1), from_logits=True).mean()
-
-
-def _keras_all_options(logits: Array, labels: Array, class_weight: Array, where: Array) -> Array:
-    ops = importlib.import_module("keras").ops
-    targets = _smooth(logits, labels) * class_weight.astype(logits.dtype)[None]
-    rows = ops.categorical_crossentropy(targets, logits, from_logits=True).astype(jnp.float32)
-    return _weighted_mean(rows, labels, class_weight, where)
+    return _keras_rows(name, logits, labels, axis).mean()
 
 
 def _tokamax(hidden: Array, kernel: Array, labels: Array) -> Array:
@@ -224,7 +215,7 @@ def _probs_distributions(probs: Array, labels: Array) -> Array:
     return _log_probs_distributions(jnp.log(probs.astype(jnp.float32)), labels)
 
 
-def _three_products(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array]:
+def three_products(hidden: Array, kernel: Array, labels: Array | None = None) -> tuple[Array, Array]:
     """The logits and two products with them: no loss, but the least work that a loss with its gradient does."""
     logits = hidden @ kernel
     return logits @ kernel.T, hidden.T @ logits
@@ -257,7 +248,10 @@ LOSSES = {
     ),
     "smoothing": _beside_optax(_ids, _mean(jxent.softmax_cross_entropy, label_smoothing=SMOOTHING), _optax_smoothing),
     "weights, smoothing, mask": _beside_optax(
-        _with_options, _all_options, _optax_all_options, keras=_keras_all_options
+        _with_options,
+        _all_options,
+        partial(_with_all_options, optax.softmax_cross_entropy),
+        keras=partial(_with_all_options, partial(_keras_rows, "categorical_crossentropy")),
     ),
     "focal": _beside_optax(_ids, _mean(jxent.softmax_focal_loss, gamma=GAMMA), _optax_focal),
     "poly-1": _beside_optax(_ids, _mean(jxent.poly1_cross_entropy), _optax_poly1),
@@ -287,7 +281,7 @@ LOSSES = {
     "fused": Loss(
         _linear,
         fused,
-        {THREE_PRODUCTS: _three_products, "optax": partial(_optax_linear, dtype=jnp.float32), "tokamax": _tokamax},
+        {THREE_PRODUCTS: three_products, "optax": partial(_optax_linear, dtype=jnp.float32), "tokamax": _tokamax},
         {
             "optax": _optax_linear,
             "optax float32": partial(_optax_linear, product=jnp.float32),

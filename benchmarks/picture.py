@@ -37,16 +37,6 @@ LOOKS = {
 }
 OTHERS = ("#6e7781", "*")
 SIZES = {"jxent": 7.0, "floor": 15.0}
-KINDS = {
-    "ids": "class ids",
-    "soft": "soft labels",
-    "weighted": "weights, smoothing, mask",
-    "segmentation": "segmentation",
-    "multilabel": "multi-label",
-    "log-probs": "log-probabilities",
-    "linear": "linear",
-    "ppo": "linear, PPO",
-}
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -92,7 +82,7 @@ def _shown(cases: Sequence[Record]) -> list[Record]:
 
 
 def _problem(record: Record) -> str:
-    return f"{KINDS[record['kind']]}  {' × '.join(map(str, record['shape']))}"
+    return f"{record['kind']}  {' × '.join(map(str, record['shape']))}"
 
 
 def _times(axes: Axes, problems: Sequence[str], cases: Sequence[Record], dtype: str) -> None:
@@ -157,64 +147,56 @@ def _legend(cases: Sequence[Record]) -> list[Line2D]:
 
 
 class Pair(NamedTuple):
-    """Two bars of the overview: a title, what was done, and the amounts of optax and jxent with their unit."""
+    """Two bars of the overview: what they compare, how that was found, each one's amount, and its unit."""
 
     title: str
     about: str
-    optax: float
-    jxent: float
+    amounts: Mapping[str, float]
     unit: str
 
 
 def pairs(results: Path) -> list[Pair]:
     """What the overview shows, from `compilers.json` and `cpu-newest.json`."""
-    plans = read_json(results / "compilers.json")["programs"]
     planned = {
         record["who"]: record
-        for record in plans
-        if record["shape"] == [32768, 4096, 128256] and record["platform"] == "TPU v6e"
+        for record in read_json(results / "compilers.json")["programs"]
+        if (record["platform"], record["shape"]) == ("TPU v6e", [32768, 4096, 128256])
     }
     run = read_json(results / "cpu-newest.json")
     timed = {e["name"]: e for e in run["results"] if e["case"] == "ids-4096x32768-bf16-grad"}
     cycles = planned["jxent"]["planned"] / planned["optax"]["planned"]
-    on_cpu = f"measured on {run['machine']['cores']} CPU cores, jax {run['machine']['versions']['jax']}"
     heads = f"fused loss, planned for a TPU v6e; cycles: {cycles:.2f} times optax’s"
-
-    def pair(title: str, about: str, numbers: Mapping[str, float], unit: str) -> Pair:
-        return Pair(title, about, numbers["optax"], numbers["jxent"], unit)
-
-    gibibytes = {who: record["temporaries"] / 2**30 for who, record in planned.items()}
-    mebibytes = {who: (entry["extra_bytes"] or 0) / 2**20 for who, entry in timed.items()}
-    milliseconds = {who: entry["median"] * 1e3 for who, entry in timed.items()}
+    on_cpu = f"measured on {run['machine']['cores']} CPU cores, jax {run['machine']['versions']['jax']}"
+    gibibytes = {who: planned[who]["temporaries"] / 2**30 for who in BARS}
+    mebibytes = {who: timed[who]["extra_bytes"] / 2**20 for who in BARS}
+    milliseconds = {who: timed[who]["median"] * 1e3 for who in BARS}
     return [
-        pair("Extra memory: 32,768 tokens, vocabulary 128,256", heads, gibibytes, "GiB"),
-        pair("Extra memory: bfloat16 logits 4096 × 32768", on_cpu, mebibytes, "MiB"),
-        pair("Time: the same logits", on_cpu, milliseconds, "ms"),
+        Pair("Extra memory: 32,768 tokens, vocabulary 128,256", heads, gibibytes, "GiB"),
+        Pair("Extra memory: bfloat16 logits 4096 × 32768", on_cpu, mebibytes, "MiB"),
+        Pair("Time: the same logits", on_cpu, milliseconds, "ms"),
     ]
-
-
-def amount(value: float, unit: str) -> str:
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
 
 
 def overview(results: Path) -> str:
     """The overview as SVG: a white card, which reads the same on a light and on a dark page."""
-    left, longest, lines = 118, 480, []
+    lines = []
     for row, pair in enumerate(pairs(results)):
-        y = 70 + 168 * row
-        lines.append(f'<text x="24" y="{y + 28}" class="title">{pair.title}</text>')
-        lines.append(f'<text x="24" y="{y + 56}" class="about">{pair.about}</text>')
-        bars = [("optax", pair.optax, FAINT), ("jxent", pair.jxent, LOOKS["jxent"][0])]
-        for line, (name, value, fill) in enumerate(bars):
-            top, width = y + 70 + 36 * line, max(3.0, longest * value / max(pair.optax, pair.jxent))
-            lines.append(f'<text x="24" y="{top + 22}" class="name">{name}</text>')
-            lines.append(f'<rect x="{left}" y="{top}" width="{width:.0f}" height="28" rx="3" fill="{fill}"/>')
-            lines.append(
-                f'<text x="{left + width + 10:.0f}" y="{top + 22}" class="name">{amount(value, pair.unit)}</text>'
-            )
-    return SVG.format(text=TEXT, faint="#57606a", body="\n".join(lines))
+        y = 98 + 168 * row
+        lines += [f'<text x="24" y="{y}" class="title">{pair.title}</text>']
+        lines += [f'<text x="24" y="{y + 28}" class="about">{pair.about}</text>']
+        for line, (name, fill) in enumerate(BARS.items()):
+            top, value = y + 42 + 36 * line, pair.amounts[name]
+            width = max(3, round(480 * value / max(pair.amounts.values())))
+            shown = f"{value:.0f} {pair.unit}" if value >= 100 else f"{value:.1f} {pair.unit}"
+            lines += [
+                f'<text x="24" y="{top + 22}" class="name">{name}</text>',
+                f'<rect x="118" y="{top}" width="{width}" height="28" rx="3" fill="{fill}"/>',
+                f'<text x="{128 + width}" y="{top + 22}" class="name">{shown}</text>',
+            ]
+    return SVG.format(text=TEXT, body="\n".join(lines))
 
 
+BARS = {"optax": FAINT, "jxent": LOOKS["jxent"][0]}
 SVG = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 574" width="800" height="574" role="img">
 <title>Memory and time of loss and gradient, optax and jxent</title>
@@ -222,7 +204,7 @@ SVG = """\
 text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: {text} }}
 .head {{ font-size: 28px; font-weight: 700 }}
 .title {{ font-size: 23px; font-weight: 600 }}
-.about {{ font-size: 20px; fill: {faint} }}
+.about {{ font-size: 20px; fill: #57606a }}
 .name {{ font-size: 23px }}
 </style>
 <rect x="1" y="1" width="798" height="572" rx="10" fill="#ffffff" stroke="#d0d7de"/>

@@ -110,15 +110,15 @@ GROUPS = {
     ),
     "probabilities": Group(
         "Losses of probabilities and log-probabilities",
-        "4096 rows of 32768 classes. *gather* takes each row's entry at its id, *formula* is −(q · log p).sum() in"
-        " float32.",
+        "4096 rows of 32768 classes. *gather* takes each row's entry at its id, *formula* is −(q · log p).sum()"
+        " in float32.",
         cases=_cross(_OF_PROBABILITIES, [(4096, 32768)]),
         quick=_cross(_OF_PROBABILITIES[:1], [(4096, 32768)], ["bfloat16"]),
     ),
     "fused": Group(
         "The fused loss over the heads of language models",
-        "Value, and gradient by hidden states [N, D] and kernel [D, V], in bfloat16. *three products* makes the logits and"
-        " multiplies them by both, without any loss; optax has materialised logits, cast to float32; tokamax is its"
+        "Value, and gradient by hidden states [N, D] and kernel [D, V], in bfloat16. *three products* makes the logits"
+        " and multiplies them by both, without any loss; optax has materialised logits, cast to float32; tokamax is its"
         " `chunked_xla`.",
         cases=_cross(
             ["fused"], [(n, *head) for head in HEADS for n in (4096, 8192, 32768)], ["bfloat16"], ["gradient"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.losses import LOSSES, THREE_PRODUCTS
-from benchmarks.plans.cases import GROUPS, MODES
+from benchmarks.plans.cases import GROUPS
 from benchmarks.report import table
 from tools.aot import PLATFORMS
 
@@ -30,7 +30,6 @@ def page(results: Mapping[str, Any]) -> str:
     """The whole page, of the groups that there are."""
     parts = ["# What compilers for TPU and GPU plan", ABOUT, *_made(results["made"])]
     by_group = {name: [r for r in results["programs"] if r["group"] == name] for name in GROUPS}
-    parts += ["## In brief", _brief(by_group)]
     for name, records in by_group.items():
         if records:
             tables = TABLES.get(name, _beside_the_peer)(records)
@@ -125,31 +124,6 @@ def _by_case(records: Sequence[Record]) -> dict[str, dict[tuple[str, str], Recor
     for record in records:
         cases.setdefault(_case(record), {})[record["platform"], record["who"]] = record
     return cases
-
-
-def _brief(by_group: Mapping[str, Sequence[Record]]) -> str:
-    """The least and the largest ratio of each group."""
-    rows = []
-    for name, records in by_group.items():
-        peers = ", ".join(dict.fromkeys(_peer(record) for record in records))
-        for mode in MODES:
-            ratios = [_ratios(records, platform, mode) for platform in PLATFORMS]
-            if any(ratios):
-                rows.append([GROUPS[name].title, mode, peers, *map(_range, ratios)])
-    return "\n".join(table(["jxent ÷ peer", "", "peer", *PLATFORMS], rows, left=3))
-
-
-def _range(ratios: Sequence[float]) -> str:
-    return f"{_ratio_in_words(min(ratios))} … {_ratio_in_words(max(ratios))}" if ratios else NOTHING
-
-
-def _ratios(records: Sequence[Record], platform: str, mode: str) -> list[float]:
-    cases = _by_case([record for record in records if record["mode"] == mode])
-    found = []
-    for who in cases.values():
-        theirs = next((r for (p, name), r in who.items() if p == platform and name == _peer(r)), None)
-        found.append(_ratio(who.get((platform, "jxent")), theirs))
-    return [ratio for ratio in found if ratio is not None]
 
 
 def _beside_the_peer(records: Sequence[Record]) -> list[str]:
