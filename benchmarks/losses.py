@@ -162,8 +162,7 @@ def _optax_linear(
     """On materialised logits: `product` is the dtype they are made in, `dtype` the one the loss gets."""
     logits = jnp.matmul(hidden, kernel, preferred_element_type=product)
     logits = logits if dtype is None else logits.astype(dtype)
-    rows = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return rows.mean() if where is None else jnp.sum(jnp.where(where, rows, 0)) / jnp.sum(where)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(where=where)
 
 
 def _log_softmax_ppo(hidden: Array, kernel: Array, labels: Array, old_log_prob: Array, advantage: Array) -> Array:

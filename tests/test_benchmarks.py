@@ -264,6 +264,18 @@ def test_chunk_sizes_are_compared_on_devices():
     assert [line["name"] for line in lines if line["gradient_error"] <= 1e-6] == [c.name for c in OURS]
 
 
+def test_losses_take_the_arguments_of_the_device_cases():
+    """Traced only; what a device is measured on does not fit here."""
+    for case in cases.DEVICE:
+        arrays = jax.eval_shape(lambda case=case: tuple(cases.make_data(case).values()))
+        assert arrays[0].shape == (case.shape[:2] if case.is_linear else case.shape)
+        for name, loss in {"jxent": case.loss.ours, **case.loss.timed}.items():
+            if name not in contenders.PACKAGES:
+                value, gradients = jax.eval_shape(jax.value_and_grad(loss, case.loss.wrt), *arrays)
+                assert value.shape == ()
+                assert [g.shape for g in gradients] == [a.shape for a in arrays[: len(case.differentiated)]]
+
+
 @pytest.mark.parametrize("name", COMMITTED)
 def test_committed_page_is_that_of_the_committed_file(name):
     run = report.read_json(report.RESULTS / f"{name}.json")
