@@ -85,10 +85,10 @@ class Case:
 def make_data(case: Case) -> dict[str, Array]:
     """The arguments of the loss, in its order: random, never zero, made once and the same for both modes."""
     seed = zlib.crc32(repr((case.kind, case.shape, case.spread)).encode())
-    # "rbg" makes its bits at next to no cost.
+    # "rbg" is the cheapest generator.
     key = jax.random.key(seed, impl="rbg")
     data = jax.block_until_ready(jax.jit(_make_data, static_argnums=1)(key, replace(case, mode="")))
-    return {name: data[name] for name in ORDER if name in data}  # jit sorts them
+    return {name: data[name] for name in ORDER if name in data}  # jit returns them sorted by name
 
 
 def rows_of(data: Data, rows: int) -> dict[str, Array]:
@@ -118,7 +118,7 @@ def _make_data(key: Array, case: Case) -> dict[str, Array]:
         labels = jax.random.bernoulli(next(keys), 0.1, case.shape).astype(case.dtype)
     data = {"logits": logits, "labels": labels}
     if case.kind == "weighted":
-        # In bfloat16 at first, so that those who have to cast them lose nothing.
+        # Representable in bfloat16, so that casting them to the dtype of the logits is exact.
         weight = jax.random.uniform(next(keys), (case.num_classes,), jnp.bfloat16, 0.5, 2.0)
         data["class_weight"] = weight.astype(jnp.float32)
     return data | where
@@ -140,7 +140,7 @@ def _normal(key: Array, shape: tuple[int, ...], scale: float, dtype: str) -> Arr
 
 
 def cross(kinds, shapes, spreads=("",), modes=("forward", "grad"), dtypes=("float32", "bfloat16")) -> list[Case]:
-    """All combinations; those that share their data follow each other."""
+    """All combinations."""
     each = product(kinds, shapes, dtypes, spreads, modes)
     return [Case(kind, shape, dtype, mode, spread) for kind, shape, dtype, spread, mode in each]
 
@@ -162,7 +162,7 @@ CPU = [
     *cross(["linear"], [(512, 256, 4096)], ["flat", "peaked"]),
     *cross(["linear", "ppo"], [(2048, 512, 32768)], ["flat"], modes=["grad"]),
 ]
-# More than a CPU's memory or patience holds.
+# Too large for a CPU. The most important come first.
 DEVICE = [
     *cross(["linear"], [(4096, 4096, 128256), (32768, 2560, 128256)], ["flat", "masked"], ["grad"], ["bfloat16"]),
     *cross(["ids", "soft", "log-probs"], [(8192, 128256)], modes=["grad"], dtypes=["bfloat16"]),

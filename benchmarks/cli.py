@@ -1,4 +1,4 @@
-"""Times losses in turns in one process, weighs them, and compares them with the truth."""
+"""Times losses in turns in one process, measures their memory, and compares them with the loss in float64."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options, start = parse(arguments), time.monotonic()
-    # Where nobody sees a terminal, tables are not to be folded to 80 columns.
+    # Wide enough for the tables where the output is no terminal.
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     everybody = [c for c in contenders.everybody() if c.role == "floor" or options.contenders.search(c.name)]
     absent = {c.name: reason for c in everybody if (reason := c.why_absent())}
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.resume and path.exists():
         run = _resumed(report.read_json(path), run)
 
-    # The collector then skips what imports made: it runs before each case is timed.
+    # The garbage collector runs before each case; it need not search all that the imports made.
     gc.freeze()
     cases = preset(quick=options.quick, on_cpu=jax.default_backend() == "cpu")
     for case in [c for c in cases if options.cases.search(c.name) and c.name not in run["cases"]]:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 console.print(Markdown("\n".join(report.details([record]))))
                 for entry in record["failed"]:
                     console.print(f"failed: {entry['name']}: {entry['failed']}", soft_wrap=True)
-            except Exception as error:  # such as no memory for its data: the next one may fit
+            except Exception as error:  # such as no memory for its data; the next case may fit
                 reason = measure.describe(error)
         if reason is not None:
             run["not_run"][case.name] = reason
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _resumed(before: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    """The run that a file has, to be gone on with."""
+    """The run in a file, to be continued."""
     if any(before["machine"][key] != run["machine"][key] for key in ("device", "versions")):
         raise SystemExit("--resume: the file is of another machine or other versions")
     return {**before, "machine": run["machine"], "absent": run["absent"], "not_run": {}}

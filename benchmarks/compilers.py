@@ -3,7 +3,7 @@
     pip install -e ".[test,aot]"
     python -m benchmarks.compilers                # all; about half an hour on two cores
     python -m benchmarks.compilers --quick        # a few programs of each group; writes nothing
-    python -m benchmarks.compilers few sweep      # two groups, put in the place of those that the files had
+    python -m benchmarks.compilers few sweep      # replaces two groups in the files
 
 writes `benchmarks/results/compilers.json` and `compilers.md`. tokamax takes part where it is installed.
 """
@@ -78,7 +78,7 @@ def compiled(platform: str, chosen: dict[str, list[Case]]) -> list[Record]:
 
 
 def record_of(group: str, case: Case, platform: str, who: str, result: Compiled) -> Record:
-    """A line of the JSON file; what is 0 or empty in most of them is left out where it is."""
+    """A line of the JSON file; without the fields that are 0 or empty in most lines."""
     named = {"group": group, **vars(case), "shape": list(case.shape), "platform": platform, "who": who}
     if result.error:
         return named | {"error": result.error}
@@ -88,7 +88,7 @@ def record_of(group: str, case: Case, platform: str, who: str, result: Compiled)
 
 
 def write(folder: Path, records: list[Record], groups: list[str]) -> None:
-    """Puts the records of these groups into the file, in the place of those that it had, and makes the page anew."""
+    """Replaces the records of these groups in the file, and writes the page."""
     path = folder / "compilers.json"
     before = read_json(path) if path.exists() else {"made": {}, "programs": []}
     now = {"date": today(), "commit": commit(), "versions": versions(PACKAGES)}

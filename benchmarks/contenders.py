@@ -1,4 +1,4 @@
-"""Who takes part, each made ready for a case: jxent, its peers in JAX, torch, and a floor.
+"""Who takes part, and how each is prepared for a case: jxent, its peers in JAX, torch, and a floor.
 
 The floor is the least that the machine allows. Forward, all large arguments are read once; with the gradient, another
 pass reads them and writes an array like the logits (the sigmoid's loss needs that pass alone). For `linear` it is one
@@ -30,7 +30,7 @@ CHUNK_SIZES = (512, 2048)
 
 @dataclass(frozen=True)
 class Program:
-    """A contender, ready to run on one case.
+    """A contender prepared for one case.
 
     Attributes:
         call: runs it once and returns when the result is there.
@@ -60,7 +60,7 @@ class Contender:
     """Somebody's cross entropy.
 
     Attributes:
-        prepare: compiles it, or makes it ready otherwise, for a case and its data.
+        prepare: compiles it, or sets it up otherwise, for a case and its data.
         takes: whether it has a loss for a case.
         why_absent: why it cannot run on this machine at all, or None.
         role: "ours", "peer" or "floor".
@@ -88,13 +88,13 @@ def not_installed(*modules: str) -> str | None:
 def jax_contender(
     name: str, loss_of: Callable[[Case], Call], takes: Callable[[Case], bool], **fields: Any
 ) -> Contender:
-    """A contender from a function that makes, for a case, a mean loss of its data."""
+    """A contender written in JAX: `loss_of` returns the mean loss for a case, a function of its data."""
     return Contender(name, partial(_prepare, loss_of), takes, **fields)
 
 
 def _peer_in_jax(name: str) -> Contender:
     def takes(case: Case) -> bool:
-        # Neither does a cast to float32 change float32, nor does tokamax have a mask.
+        # A cast to float32 changes nothing in float32, and tokamax has no mask.
         senseless = (name == "optax float32" and case.dtype == "float32") or (
             name == "tokamax chunked_xla" and case.spread == "masked"
         )
@@ -116,7 +116,7 @@ def _prepare(loss_of: Callable[[Case], Call], case: Case, data: Data) -> Program
         return float(value), {name: np.asarray(g) for name, g in zip(case.differentiated, gradients, strict=False)}
 
     def pullback(*arrays: Array) -> Any:
-        """A pytree of just what reverse mode keeps."""
+        """What reverse mode keeps, as a pytree."""
         return jax.vjp(lambda *by: loss(*by, *arrays[count:]), *arrays[:count])[1]
 
     analysis = compiled.memory_analysis()
@@ -155,7 +155,7 @@ def _floor_steps(case: Case, data: Data) -> list[tuple[Callable[..., Any], Seque
         return [(jax.jit(products), (data["hidden"], data["kernel"]))]
     large = [array for array in data.values() if array.shape == case.shape]
     passes = [_read] if case.mode == "forward" else [_copy] if case.kind == "multilabel" else [_read, _copy]
-    # In programs of their own: together the passes could share what they read.
+    # Separate programs: in one, XLA would let the passes share what they read.
     return [(jax.jit(one_pass), large) for one_pass in passes]
 
 

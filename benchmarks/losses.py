@@ -1,4 +1,4 @@
-"""The losses that are compared: jxent's, and what stands beside each, as its users would write it.
+"""The losses that are compared: jxent's, and the alternatives to each, as their users would write them.
 
 Every loss is a mean over all rows and a function of arrays in one order: logits or probabilities, or hidden states and
 kernel; labels; then whatever else it needs.
@@ -127,7 +127,7 @@ def _optax_smoothing(logits: Array, labels: Array) -> Array:
 
 
 def _with_all_options(cross_entropy: Call, logits: Array, labels: Array, class_weight: Array, where: Array) -> Array:
-    """From a function of logits and distributions that returns rows."""
+    """`cross_entropy` takes logits and distributions, and returns the loss of each row."""
     targets = _smooth(logits, labels) * class_weight.astype(logits.dtype)[None]
     rows = cross_entropy(logits, targets).astype(jnp.float32)
     return jnp.sum(jnp.where(where, rows, 0)) / jnp.sum(jnp.where(where, class_weight[labels], 0))
@@ -182,7 +182,7 @@ def _keras(name: str, logits: Array, labels: Array, axis: int = -1) -> Array:
 
 def _tokamax(hidden: Array, kernel: Array, labels: Array) -> Array:
     tokamax = importlib.import_module("tokamax")
-    # At every call it warns that nothing was tuned, which "chunked_xla" has no use for.
+    # Silences the warning at every call that nothing was tuned: "chunked_xla" has nothing to tune.
     logging.getLogger("absl").setLevel(logging.ERROR)
     return tokamax.linear_softmax_cross_entropy_loss(
         hidden, labels, kernel, reduction="mean", implementation="chunked_xla"

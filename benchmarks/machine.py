@@ -47,7 +47,7 @@ def today() -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of jax and of those of the packages that are installed."""
+    """Versions of jax and of the packages that are installed."""
     found = {}
     for name in ("jax", "jaxlib", *packages):
         with suppress(metadata.PackageNotFoundError):
@@ -56,7 +56,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of this repository, with a + where files that git knows were changed since; empty outside a clone."""
+    """The commit of this repository, with a + if tracked files have changed since; empty outside a clone."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)

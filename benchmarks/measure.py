@@ -1,4 +1,4 @@
-"""One case: everybody made ready, timed in rounds, weighed and compared with the truth.
+"""Runs one case: prepares and times everybody, measures memory, and compares with the loss in float64.
 
 Memory is what a call takes by the operating system's account on the CPU, and by the device's elsewhere. The compiler's
 own account (`temp_bytes`) lacks what XLA's libraries on the CPU allocate for themselves.
@@ -24,9 +24,9 @@ from benchmarks.cases import Case, Data, make_data, rows_of
 from benchmarks.contenders import Contender, Program
 
 MOST_ROUNDS, FEWEST_ROUNDS = 25, 5
-SECONDS = 4.0  # of rounds per case, if these are enough for the fewest rounds
+SECONDS = 4.0  # of rounds per case; more if the fewest rounds take longer
 SHORTEST_SAMPLE = 0.005  # seconds; what is faster is called several times per sample
-PAUSE = 0.002  # seconds before a sample, for the threads of the contender before it to go to sleep
+PAUSE = 0.002  # seconds before a sample, in which the threads of the previous contender go to sleep
 CLEAR = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # man 5 proc, /proc/pid/clear_refs
 
@@ -48,7 +48,7 @@ def run_case(
             _check_fits(program)
             program.call()
             once[contender.name] = _seconds_per_call(program.call, 1)
-        except Exception as error:  # theirs; whatever it is, the others go on
+        except Exception as error:  # whatever it is, the others go on
             entry["failed"] = describe(error)
             continue
         programs[contender.name] = program
@@ -57,7 +57,7 @@ def run_case(
     for name, samples in _interleaved(programs, once, rounds, random.Random(case.name)).items():
         quartiles = map(float, np.percentile(samples, (25, 50, 75)))
         entries[name] |= zip(("q1", "median", "q3"), quartiles, strict=True)
-    gc.collect()  # so that nothing of the rounds is freed while memory is watched
+    gc.collect()  # so that nothing of the rounds is freed while memory is measured
     for name, program in programs.items():
         entries[name] |= {
             "extra_bytes": None if entries[name]["role"] == "floor" else _extra_bytes(program),
@@ -71,14 +71,14 @@ def run_case(
 
 
 def how_many_rounds(most: int, seconds: float) -> int:
-    """As many as fit, each taking so many seconds; at least five unless fewer were asked for."""
+    """As many rounds of `seconds` each as fit; at least five, unless fewer were asked for."""
     return min(most, max(FEWEST_ROUNDS, int(SECONDS / max(seconds, 1e-9))))
 
 
 def _interleaved(
     programs: Mapping[str, Program], once: Mapping[str, float], rounds: int, rng: random.Random
 ) -> dict[str, list[float]]:
-    """Seconds per call: a sample of each program in every round, in an order drawn anew."""
+    """Seconds per call: in every round a sample of each program, in a random order."""
     samples: dict[str, list[float]] = {name: [] for name in programs}
     gc.collect()
     gc.disable()
@@ -93,7 +93,7 @@ def _interleaved(
 
 
 def _seconds_per_call(call: Callable[[], Any], repeats: int) -> float:
-    """The result is freed within that time: that is part of its cost."""
+    """Includes freeing the result."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -111,7 +111,7 @@ def _measure_errors(
     data: Data,
     entries: Mapping[str, Record],
 ) -> None:
-    """Adds the errors to the entries; of the first rows only, in programs of their own, where there are too many."""
+    """Adds the errors to the entries. Large cases are compared on their first rows, in separate programs."""
     rows = truth.checked_rows(case)
     few = rows < case.shape[0]
     small, small_data = (case.with_rows(rows), rows_of(data, rows)) if few else (case, data)
@@ -136,7 +136,7 @@ def describe(error: Exception) -> str:
 
 
 def available_bytes() -> int | None:
-    """The memory that a program on the device could still get, or None where nobody says."""
+    """The memory that is still free on the device, or None where that is unknown."""
     device = jax.devices()[0]
     if device.platform == "cpu":
         info = Path("/proc/meminfo")
@@ -146,7 +146,7 @@ def available_bytes() -> int | None:
 
 
 def _check_fits(program: Program) -> None:
-    """Raises MemoryError where the compiler already knows that it will not: a CPU would swap, or end the process."""
+    """Raises MemoryError if the planned memory is not free: on a CPU the process would swap or be killed."""
     needed, available = (program.temp_bytes or 0) + program.output_bytes, available_bytes()
     if available is not None and needed > available:
         raise MemoryError(f"needs {needed / 2**30:.1f} GiB beside its arguments, {available / 2**30:.1f} are available")
@@ -163,10 +163,10 @@ def _extra_bytes(program: Program) -> int | None:
 
 
 def _resident_growth(call: Callable[[], Any]) -> int | None:
-    """By how much one call raises the memory in use at its peak, its results included; None where nobody says."""
+    """By how much one call raises resident memory at its peak, results included; None where that is unknown."""
     if not os.access(CLEAR, os.W_OK):
         return None
-    # Freed memory that the C library keeps for later would hide that it is taken again.
+    # Otherwise memory that the C library kept after freeing would hide new allocations.
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
@@ -178,7 +178,7 @@ def _resident_growth(call: Callable[[], Any]) -> int | None:
 
 
 def _device_growth(call: Callable[[], Any]) -> int | None:
-    """None also where a call before this one had a higher peak: it cannot be reset."""
+    """None if an earlier call had a higher peak, which cannot be reset."""
     device = jax.devices()[0]
     before = device.memory_stats()
     call()
@@ -189,7 +189,7 @@ def _device_growth(call: Callable[[], Any]) -> int | None:
 
 
 def _field_bytes(path: Path, field: str) -> int:
-    """A field of such a file, which is in kB."""
+    """A field of a file in /proc, in bytes."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", path.read_text(encoding="ascii"), re.MULTILINE)
     if found is None:
         raise OSError(f"{path} has no {field}")

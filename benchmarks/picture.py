@@ -21,7 +21,7 @@ from benchmarks.report import RESULTS, markdown, read_json, records
 Record = Mapping[str, Any]
 
 BACKGROUND, TEXT, FAINT, STRIPE = "#ffffff", "#24292f", "#8c959f", "#f3f5f7"
-# Of Okabe and Ito, apart also for those who see fewer colours; the shapes tell them apart too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; shapes differ too.
 LOOKS = {
     "floor": ("#24292f", "|"),
     "jxent": ("#d1242f", "o"),
@@ -56,7 +56,7 @@ def write_report(run: Mapping[str, Any], prefix: Path) -> None:
 
 
 def draw(machine: Mapping[str, Any], cases: Sequence[Record], path: Path) -> None:
-    """Times beside jxent's, and memory. Opaque, so that it reads the same on a light and on a dark page."""
+    """Times relative to jxent's, and memory. Opaque, so that it looks the same on light and dark pages."""
     problems = list(dict.fromkeys(map(_problem, cases)))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 2.0 + 0.27 * max(len(problems), 2)), facecolor=BACKGROUND, layout="constrained")
@@ -75,7 +75,7 @@ def draw(machine: Mapping[str, Any], cases: Sequence[Record], path: Path) -> Non
 
 
 def _shown(cases: Sequence[Record]) -> list[Record]:
-    """Those with gradients, or all where there are none; of the linear ones, those with flat logits, if any."""
+    """The cases with gradients, or all if there are none; of the variants of a linear case, the flat one if any."""
     cases = [r for r in cases if r["mode"] == "grad"] or list(cases)
     flat = {_problem(r) for r in cases if r["spread"] == "flat"}
     return [r for r in cases if r["spread"] in ("", "flat") or _problem(r) not in flat]
@@ -134,7 +134,7 @@ def _marker(name: str) -> dict[str, Any]:
 
 
 def _legend(cases: Sequence[Record]) -> list[Line2D]:
-    """Of those who are in the picture."""
+    """An entry for each contender in the picture."""
     timed = {name for r in cases for name in r["timed"]}
     handles = [
         Line2D([], [], label=name, **_marker(name))
@@ -147,7 +147,7 @@ def _legend(cases: Sequence[Record]) -> list[Line2D]:
 
 
 class Pair(NamedTuple):
-    """Two bars of the overview: what they compare, how that was found, each one's amount, and its unit."""
+    """Two bars of the overview: what they compare, how it was found, the amounts and their unit."""
 
     title: str
     about: str
@@ -178,7 +178,7 @@ def pairs(results: Path) -> list[Pair]:
 
 
 def overview(results: Path) -> str:
-    """The overview as SVG: a white card, which reads the same on a light and on a dark page."""
+    """The overview as SVG: a white card, which looks the same on light and dark pages."""
     lines = []
     for row, pair in enumerate(pairs(results)):
         y = 98 + 168 * row

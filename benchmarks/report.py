@@ -1,4 +1,4 @@
-"""The file of a run, what follows from it, and its page.
+"""The file of a run, the numbers derived from it, and its page.
 
 A run is {"machine": …, "absent": …, "not_run": …, "cases": {name: …}, "results": [one for each case and contender]}.
 """
@@ -22,7 +22,7 @@ Record = dict[str, Any]
 
 
 def records(run: Mapping[str, Any]) -> list[Record]:
-    """Each case with its contenders, the fastest first, and what follows: who is wrong, the best peer, ratios."""
+    """Each case with its contenders, the fastest first: who is wrong, the best peer, and ratios."""
     return [_record(run, name, case) for name, case in run["cases"].items()]
 
 
@@ -48,7 +48,7 @@ def _is_wrong(entry: Mapping[str, Any], dtype: str) -> bool:
 
 
 def json_lines(value: Any, depth: int = 2) -> str:
-    """JSON with a line for each entry of what is nested less than so deep."""
+    """JSON with a line for each item down to this depth."""
     if not depth or not value or not isinstance(value, dict | list):
         return json.dumps(value)
     is_dict = isinstance(value, dict)

@@ -24,7 +24,7 @@ Loss = Callable[[dict[str, Any]], Any]  # torch is optional: a dict of tensors i
 
 
 def _torch() -> Any:
-    """Imports torch, which not everybody has; anything to a type checker."""
+    """Imports torch, which is optional."""
     return importlib.import_module("torch")
 
 
@@ -71,7 +71,7 @@ def _eager(case: Case) -> Loss:
 
 
 def _compiled(case: Case) -> Loss:
-    # Else it counts the cases before this one as recompilations, and gives up after some.
+    # Otherwise it counts earlier cases as recompilations, and gives up after some.
     _torch().compiler.reset()
     return _torch().compile(_eager(case), dynamic=False)
 
@@ -92,7 +92,7 @@ def _liger(case: Case) -> Loss:
 def _prepare(
     loss_of: Callable[[Case], Loss], case: Case, data: Data, *, compiles: bool = False, overwrites: bool = False
 ) -> Program:
-    """`compiles`: at its first call. `overwrites`: it may leave the gradient where the logits were."""
+    """`compiles`: the first call compiles. `overwrites`: the gradient may overwrite the logits."""
     torch = _torch()
     if jax.default_backend() == "gpu":
         torch.set_float32_matmul_precision("high")  # TensorFloat-32, as in JAX

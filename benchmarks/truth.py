@@ -1,4 +1,4 @@
-"""The loss and its gradients by the textbook's formulas in float64, and how far a contender is from them."""
+"""The loss and its gradients by textbook formulas in float64, and how far a contender is from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax import Array
 from benchmarks.cases import Case, Data
 from benchmarks.losses import SMOOTHING, clipped
 
-# The most logits, and products of the three axes of a linear case, that are worked out in float64.
+# The most logits, and for linear cases the largest product of the three axes, computed in float64.
 MOST_LOGITS, MOST_PRODUCTS = 2**27, 2**35
 BLOCK = 2**22  # logits at a time
 
@@ -28,7 +28,7 @@ class Truth:
 
 
 def checked_rows(case: Case) -> int:
-    """How many entries of the first axis are compared: all of them, if that takes seconds."""
+    """How many entries of the first axis are compared: all of them, unless that takes more than seconds."""
     n, rest = case.shape[0], int(np.prod(case.shape[1:]))
     return max(1, min(n, (MOST_PRODUCTS if case.is_linear else MOST_LOGITS) // rest))
 
@@ -88,7 +88,7 @@ def _total(case: Case, by: dict[str, Array], rest: dict[str, Array]) -> Array:
 
 
 def loss_error(loss: float, truth: Truth) -> float:
-    """Relative."""
+    """Relative error."""
     return abs(loss - truth.loss) / abs(truth.loss)
 
 

@@ -1,4 +1,4 @@
-"""Which programs are compiled, in groups that can be made one by one."""
+"""Which programs are compiled, in groups that can be made separately."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.aot import PLATFORMS, Program
 MODES = ("forward", "gradient")
 DTYPES = ("bfloat16", "float32")
 TPUS = ("TPU v5e", "TPU v6e")
-# Of real models, then primes, of which two stand next to a power of two.
+# Vocabularies of real models; then primes, two of them next to a power of two.
 VOCABULARIES = (32000, 50257, 50304, 100277, 128256, 129280, 151936, 152064, 201088, 256000, 262144)
 ODD_VOCABULARIES = (32749, 65537, 99991, 131071)
 # Width and vocabulary of the output layers of real models.
@@ -144,7 +144,7 @@ GROUPS = {
 
 
 def program(loss: str, shape: list[int], dtype: str, mode: str, who: str) -> Program:
-    """What is compiled for one of those who take part in a case."""
+    """The program of one contender in a case."""
     described = LOSSES[loss]
     call = described.calls()[who]
     arguments = described.arguments(tuple(shape), dtype)

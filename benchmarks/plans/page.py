@@ -38,7 +38,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def _made(made: Mapping[str, Any]) -> list[str]:
-    """When and with what; a line for all groups, or for those made together."""
+    """When and with which versions; a line for all groups, or one for those made together."""
     groups_of: dict[str, list[str]] = {}
     for name, how in made.items():
         if how is not None:
@@ -59,7 +59,7 @@ def in_words(record: Record) -> str:
 
 
 def three_digits(value: float) -> str:
-    """As many significant digits, more before the point, fewer of what is next to nothing."""
+    """Three significant digits; all digits before the point, and at most five after it."""
     if value >= 100 or value == 0:
         return f"{value:,.0f}"
     if value < 1e-5:
@@ -97,7 +97,7 @@ def _or_error(record: Record | None, show: Any) -> str:
 def _ratio(ours: Record | None, theirs: Record | None) -> float | None:
     if ours is None or theirs is None or "error" in ours or "error" in theirs:
         return None
-    # Less than that is nothing: the entries of a gather alone.
+    # Anything less is as good as nothing: the entries of a gather.
     return amount(ours) / max(amount(theirs), 1e-6)
 
 
@@ -167,7 +167,7 @@ def _fused(records: Sequence[Record]) -> list[str]:
 
 
 def _sweep(records: Sequence[Record]) -> list[str]:
-    """A row for each vocabulary, and one for how far apart the largest and the smallest number of a column are."""
+    """A row for each vocabulary, and one for the ratio of the largest to the smallest number of a column."""
     columns = list(dict.fromkeys((record["platform"], record["loss"]) for record in records))
     names = list(dict.fromkeys(record["who"] for record in records))
     by_vocabulary: dict[int, dict[tuple[str, ...], float]] = {}
