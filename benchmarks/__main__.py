@@ -1,12 +1,12 @@
-"""`python -m benchmarks`: sets what has to be set before JAX and Keras are imported, and runs."""
+"""`python -m benchmarks`: sets what must be set before JAX and Keras are imported, then runs."""
 
 import os
 import sys
 
 os.environ["KERAS_BACKEND"] = "jax"
-# Compile times are of compilations.
+# Otherwise a compile time could be that of reading a cache.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-# torch has to find room on the same GPU.
+# Leaves room for torch on the same GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from benchmarks.cli import main

@@ -3,7 +3,7 @@
     pip install -e ".[test,aot]"
     python -m benchmarks.compilers                # all; about half an hour on two cores
     python -m benchmarks.compilers --quick        # a few programs of each group; writes nothing
-    python -m benchmarks.compilers few sweep      # two groups, put in the place of those that the files had
+    python -m benchmarks.compilers few sweep      # replaces two groups in the files
 
 writes `benchmarks/results/compilers.json` and `compilers.md`. tokamax takes part where it is installed.
 """
@@ -11,22 +11,18 @@ writes `benchmarks/results/compilers.json` and `compilers.md`. tokamax takes par
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import commit
+from benchmarks.machine import commit, today, versions
 from benchmarks.plans.cases import GROUPS, Case
 from benchmarks.plans.page import in_words, page
+from benchmarks.report import RESULTS, read_json, write_json
 from tools.aot import DISTRIBUTIONS, PLATFORMS, Compiled, Compilers, missing
 
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("jax", "jaxlib", *(name for names in DISTRIBUTIONS.values() for name in names), "optax", "tokamax")
+PACKAGES = (*(name for names in DISTRIBUTIONS.values() for name in names), "optax", "tokamax")
 
 Record = dict[str, Any]
 
@@ -45,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compilers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m benchmarks.compilers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="a few programs of each group")
@@ -84,7 +78,7 @@ def compiled(platform: str, chosen: dict[str, list[Case]]) -> list[Record]:
 
 
 def record_of(group: str, case: Case, platform: str, who: str, result: Compiled) -> Record:
-    """A line of the JSON file; what is 0 or empty in most of them is left out where it is."""
+    """A line of the JSON file; without the fields that are 0 or empty in most lines."""
     named = {"group": group, **vars(case), "shape": list(case.shape), "platform": platform, "who": who}
     if result.error:
         return named | {"error": result.error}
@@ -94,32 +88,19 @@ def record_of(group: str, case: Case, platform: str, who: str, result: Compiled)
 
 
 def write(folder: Path, records: list[Record], groups: list[str]) -> None:
-    """Puts the records of these groups into the file, in the place of those that it had, and makes the page anew."""
+    """Replaces the records of these groups in the file, and writes the page."""
     path = folder / "compilers.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"made": {}, "programs": []}
-    now = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "versions": versions()}
+    before = read_json(path) if path.exists() else {"made": {}, "programs": []}
+    now = {"date": today(), "commit": commit(), "versions": versions(PACKAGES)}
     results = {
         "made": {name: now if name in groups else before["made"].get(name) for name in GROUPS},
         "programs": [
             r for name in GROUPS for r in (records if name in groups else before["programs"]) if r["group"] == name
         ],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    # A line for each group, and for each program.
-    made = ",\n".join(f"  {json.dumps(name)}: {json.dumps(how)}" for name, how in results["made"].items())
-    programs = ",\n".join(f"  {json.dumps(record)}" for record in results["programs"])
-    text = f'{{\n "made": {{\n{made}\n }},\n "programs": [\n{programs}\n ]\n}}\n'
-    path.write_text(text, encoding="utf-8")
+    write_json(path, results)
     (folder / "compilers.md").write_text(page(results), encoding="utf-8")
     print(f"wrote {path} and compilers.md")
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 if __name__ == "__main__":

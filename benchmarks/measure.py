@@ -1,142 +1,120 @@
-"""One case: everybody readied, timed in rounds, weighed and compared with the truth."""
+"""Runs one case: prepares and times everybody, measures memory, and compares with the loss in float64.
+
+Memory is what a call takes by the operating system's account on the CPU, and by the device's elsewhere. The compiler's
+own account (`temp_bytes`) lacks what XLA's libraries on the CPU allocate for themselves.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
 import random
-import resource
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from benchmarks import memory, truth
-from benchmarks.cases import Case
-from benchmarks.contenders.base import Contender, Program
-from benchmarks.data import Data, make_data, rows_of
+import jax
+import numpy as np
 
-FEWEST_ROUNDS = 5
-SHORTEST_SAMPLE = 0.005  # seconds; what is faster is called several times a sample
-PAUSE = 0.002  # seconds before a sample, for the threads of the contender before it to go to sleep
+from benchmarks import truth
+from benchmarks.cases import Case, Data, make_data, rows_of
+from benchmarks.contenders import Contender, Program
+
+MOST_ROUNDS, FEWEST_ROUNDS = 25, 5
+SECONDS = 4.0  # of rounds per case; more if the fewest rounds take longer
+SHORTEST_SAMPLE = 0.005  # seconds; what is faster is called several times per sample
+PAUSE = 0.002  # seconds before a sample, in which the threads of the previous contender go to sleep
+CLEAR = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # man 5 proc, /proc/pid/clear_refs
+
+Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of one case: at most so many rounds, and no more of them than fit into so many seconds, but five."""
-
-    rounds: int = 25
-    seconds: float = 4.0
-
-
-def run_case(case: Case, contenders: Sequence[Contender], limits: Limits, data: Data | None = None) -> dict[str, Any]:
-    """The record of a case, as it goes to the JSON file; whoever fails is in it with the reason."""
+def run_case(
+    case: Case, contenders: Sequence[Contender], most_rounds: int = MOST_ROUNDS, data: Data | None = None
+) -> tuple[Record, list[Record]]:
+    """The case as the JSON file has it, and a line for each contender; one that fails has the reason in its line."""
     data = make_data(case) if data is None else data
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, Record] = {}
     programs: dict[str, Program] = {}
     once: dict[str, float] = {}
-    rng = random.Random(case.name)
-
     for contender in contenders:
-        entry = entries[contender.name] = {"name": contender.name, "role": contender.role}
+        entry = entries[contender.name] = {"case": case.name, "name": contender.name, "role": contender.role}
         try:
             program = contender.prepare(case, data)
-            check_fits(program)
+            _check_fits(program)
             program.call()
-            once[contender.name] = _timed(program.call, 1)[0]
-        except Exception as error:  # theirs; whatever it is, the others go on
+            once[contender.name] = _seconds_per_call(program.call, 1)
+        except Exception as error:  # whatever it is, the others go on
             entry["failed"] = describe(error)
             continue
         programs[contender.name] = program
-        entry.update(
-            compile_seconds=program.compile_seconds,
-            temp_bytes=program.temp_bytes,
-            residual_bytes=program.residual_bytes,
-            output_bytes=program.output_bytes,
-        )
 
-    rounds = how_many_rounds(limits, sum(map(_sample_seconds, once.values())))
-    for name, samples in interleaved(programs, once, rounds, rng).items():
-        entries[name].update(samples)
-    gc.collect()  # so that nothing of the rounds is freed while memory is watched
+    rounds = how_many_rounds(most_rounds, sum(PAUSE + s * _repeats(s) for s in once.values()))
+    for name, samples in _interleaved(programs, once, rounds, random.Random(case.name)).items():
+        quartiles = map(float, np.percentile(samples, (25, 50, 75)))
+        entries[name] |= zip(("q1", "median", "q3"), quartiles, strict=True)
+    gc.collect()  # so that nothing of the rounds is freed while memory is measured
     for name, program in programs.items():
-        entries[name]["growth_bytes"] = memory.growth_bytes(program)
-    measure_errors(case, [c for c in contenders if c.name in programs and c.role != "floor"], programs, data, entries)
-    return {
-        "name": case.name,
-        "kind": case.kind,
-        "shape": case.shape,
-        "dtype": case.dtype,
-        "mode": case.mode,
-        "spread": case.spread,
-        "logits_bytes": case.logits_bytes,
-        "checked_rows": truth.checked_rows(case),
-        "rounds": rounds,
-        "contenders": list(entries.values()),
-    }
+        entries[name] |= {
+            "extra_bytes": None if entries[name]["role"] == "floor" else _extra_bytes(program),
+            "temp_bytes": program.temp_bytes,
+            "residual_bytes": program.residual_bytes,
+            "compile_seconds": program.compile_seconds,
+        }
+    checked = [c for c in contenders if c.name in programs and c.role != "floor"]
+    _measure_errors(case, checked, programs, data, entries)
+    return {**vars(case), "rounds": rounds, "checked_rows": truth.checked_rows(case)}, list(entries.values())
 
 
-def how_many_rounds(limits: Limits, seconds: float) -> int:
-    """Of so many seconds each: as many as fit, at least five unless fewer were asked for."""
-    fit = int(limits.seconds / max(seconds, 1e-9))
-    return min(limits.rounds, max(FEWEST_ROUNDS, fit))
+def how_many_rounds(most: int, seconds: float) -> int:
+    """As many rounds of `seconds` each as fit; at least five, unless fewer were asked for."""
+    return min(most, max(FEWEST_ROUNDS, int(SECONDS / max(seconds, 1e-9))))
 
 
-def interleaved(
+def _interleaved(
     programs: Mapping[str, Program], once: Mapping[str, float], rounds: int, rng: random.Random
-) -> dict[str, dict[str, list[float]]]:
-    """Seconds and minor page faults per call, a sample of each program in every round, in an order drawn anew."""
-    result: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "page_faults": []} for name in programs}
+) -> dict[str, list[float]]:
+    """Seconds per call: in every round a sample of each program, in a random order."""
+    samples: dict[str, list[float]] = {name: [] for name in programs}
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
             for name in rng.sample(list(programs), len(programs)):
                 time.sleep(PAUSE)
-                seconds, faults = _timed(programs[name].call, _repeats(once[name]))
-                result[name]["seconds"].append(seconds)
-                result[name]["page_faults"].append(faults)
+                samples[name].append(_seconds_per_call(programs[name].call, _repeats(once[name])))
     finally:
         gc.enable()
-    return result
+    return samples
 
 
-def _timed(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Seconds and page faults of one call. Its result is let go within that time: it is a part of what it costs."""
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def _seconds_per_call(call: Callable[[], Any], repeats: int) -> float:
+    """Includes freeing the result."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
-    seconds = time.perf_counter() - start
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    return seconds / repeats, faults / repeats
+    return (time.perf_counter() - start) / repeats
 
 
 def _repeats(seconds: float) -> int:
     return max(1, round(SHORTEST_SAMPLE / max(seconds, 1e-7)))
 
 
-def _sample_seconds(seconds: float) -> float:
-    return PAUSE + seconds * _repeats(seconds)
-
-
-def check_fits(program: Program) -> None:
-    """Raises MemoryError where the compiler already knows that it will not: a CPU would swap, or kill us."""
-    needed, available = (program.temp_bytes or 0) + program.output_bytes, memory.available_bytes()
-    if available is not None and needed > available:
-        raise MemoryError(f"needs {needed / 2**30:.1f} GiB beside its arguments, {available / 2**30:.1f} are available")
-
-
-def measure_errors(
+def _measure_errors(
     case: Case,
     contenders: Sequence[Contender],
     programs: Mapping[str, Program],
     data: Data,
-    entries: Mapping[str, dict[str, Any]],
+    entries: Mapping[str, Record],
 ) -> None:
-    """Adds the errors to the entries; of the first rows only, in programs of their own, where there are too many."""
+    """Adds the errors to the entries. Large cases are compared on their first rows, in separate programs."""
     rows = truth.checked_rows(case)
     few = rows < case.shape[0]
-    small, small_data = (case.with_rows(rows), rows_of(case, data, rows)) if few else (case, data)
+    small, small_data = (case.with_rows(rows), rows_of(data, rows)) if few else (case, data)
     right = truth.find_truth(small, small_data)
     for contender in contenders:
         entry = entries[contender.name]
@@ -155,3 +133,64 @@ def describe(error: Exception) -> str:
     """The first line of what went wrong."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200] if text else ''}"
+
+
+def available_bytes() -> int | None:
+    """The memory that is still free on the device, or None where that is unknown."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        info = Path("/proc/meminfo")
+        return _field_bytes(info, "MemAvailable") if info.exists() else None
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+
+def _check_fits(program: Program) -> None:
+    """Raises MemoryError if the planned memory is not free: on a CPU the process would swap or be killed."""
+    needed, available = (program.temp_bytes or 0) + program.output_bytes, available_bytes()
+    if available is not None and needed > available:
+        raise MemoryError(f"needs {needed / 2**30:.1f} GiB beside its arguments, {available / 2**30:.1f} are available")
+
+
+def _extra_bytes(program: Program) -> int | None:
+    """Memory beyond arguments and results: as measured, and at least what the compiler planned."""
+    if program.device_growth is not None:
+        growth = program.device_growth()
+    else:
+        growth = (_resident_growth if jax.default_backend() == "cpu" else _device_growth)(program.call)
+    measured = None if growth is None else max(0, growth - program.output_bytes)
+    return max((known for known in (measured, program.temp_bytes) if known is not None), default=None)
+
+
+def _resident_growth(call: Callable[[], Any]) -> int | None:
+    """By how much one call raises resident memory at its peak, results included; None where that is unknown."""
+    if not os.access(CLEAR, os.W_OK):
+        return None
+    # Otherwise memory that the C library kept after freeing would hide new allocations.
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    CLEAR.write_text(RESET_PEAK, encoding="ascii")
+    status = CLEAR.with_name("status")
+    before = _field_bytes(status, "VmRSS")
+    call()
+    return max(0, _field_bytes(status, "VmHWM") - before)
+
+
+def _device_growth(call: Callable[[], Any]) -> int | None:
+    """None if an earlier call had a higher peak, which cannot be reset."""
+    device = jax.devices()[0]
+    before = device.memory_stats()
+    call()
+    after = device.memory_stats()
+    if not before or not after or after["peak_bytes_in_use"] <= before["peak_bytes_in_use"]:
+        return None
+    return after["peak_bytes_in_use"] - before["bytes_in_use"]
+
+
+def _field_bytes(path: Path, field: str) -> int:
+    """A field of a file in /proc, in bytes."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", path.read_text(encoding="ascii"), re.MULTILINE)
+    if found is None:
+        raise OSError(f"{path} has no {field}")
+    return int(found[1]) * 1024

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jxent
-from benchmarks.plans.losses import THREE_PRODUCTS
+from benchmarks.losses import THREE_PRODUCTS
 from jxent import torch_compat
 from tests.losses import LOSSES, VARIANTS
 from tests.test_api import LOSS_NAMES, TORCH_SIGNATURES

@@ -1,1 +1,1 @@
-"""What compilers for accelerators plan: whose losses (`losses`), on which shapes (`cases`), and the page of it (`page`)."""
+"""What compilers for accelerators plan: on which shapes (`cases`), and the page of it (`page`)."""

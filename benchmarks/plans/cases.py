@@ -1,4 +1,4 @@
-"""Which programs are compiled, in groups that can be made one by one."""
+"""Which programs are compiled, in groups that can be made separately."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from itertools import product
 
 import jax
 
-from benchmarks.plans.losses import LOSSES, THREE_PRODUCTS
+from benchmarks.losses import LOSSES, THREE_PRODUCTS
 from tools.aot import PLATFORMS, Program
 
 MODES = ("forward", "gradient")
 DTYPES = ("bfloat16", "float32")
 TPUS = ("TPU v5e", "TPU v6e")
-# Of real models, then primes, of which two stand next to a power of two.
+# Vocabularies of real models; then primes, two of them next to a power of two.
 VOCABULARIES = (32000, 50257, 50304, 100277, 128256, 129280, 151936, 152064, 201088, 256000, 262144)
 ODD_VOCABULARIES = (32749, 65537, 99991, 131071)
 # Width and vocabulary of the output layers of real models.
@@ -74,8 +74,8 @@ def _sweep(mode: str, vocabularies: Iterable[int]) -> list[Case]:
 
 
 _SWEEP = (
-    "4096 rows in bfloat16: planned cycles for 1000 logits. The last row is the largest over the smallest; a vocabulary that costs"
-    " much more than the others has fallen off a cliff of the compiler's."
+    "4096 rows in bfloat16: planned cycles for 1000 logits. The last row is the largest over the smallest; a vocabulary"
+    " that costs much more than the others has fallen off a cliff of the compiler's."
 )
 _OF_PROBABILITIES = [
     f"{labels}, of {scores}" for labels in ("ids", "distributions") for scores in ("probabilities", "log-probabilities")
@@ -85,8 +85,8 @@ _IMAGES = {"segmentation, classes second": (16, 21, 256, 256), "segmentation, cl
 GROUPS = {
     "softmax": Group(
         "Large vocabularies",
-        "8192 rows of 128256 classes. optax has the logits cast to float32 first, since its loss of bfloat16 logits is rounded to"
-        " bfloat16; focal and z-loss are formulas on it.",
+        "8192 rows of 128256 classes. optax has the logits cast to float32 first, since its loss of bfloat16 logits is"
+        " rounded to bfloat16; focal and z-loss are formulas on it.",
         cases=_cross(
             ["ids", "distributions", "smoothing", "weights, smoothing, mask", "focal", "poly-1", "z-loss"],
             [(8192, 128256)],
@@ -110,14 +110,16 @@ GROUPS = {
     ),
     "probabilities": Group(
         "Losses of probabilities and log-probabilities",
-        "4096 rows of 32768 classes. *gather* takes each row's entry at its id, *formula* is −(q · log p).sum() in float32.",
+        "4096 rows of 32768 classes. *gather* takes each row's entry at its id, *formula* is −(q · log p).sum()"
+        " in float32.",
         cases=_cross(_OF_PROBABILITIES, [(4096, 32768)]),
         quick=_cross(_OF_PROBABILITIES[:1], [(4096, 32768)], ["bfloat16"]),
     ),
     "fused": Group(
         "The fused loss over the heads of language models",
-        "Value, and gradient by hidden states [N, D] and kernel [D, V], in bfloat16. *three products* makes the logits and multiplies"
-        " them by both, without any loss; optax has materialised logits, cast to float32; tokamax is its `chunked_xla`.",
+        "Value, and gradient by hidden states [N, D] and kernel [D, V], in bfloat16. *three products* makes the logits"
+        " and multiplies them by both, without any loss; optax has materialised logits, cast to float32; tokamax is its"
+        " `chunked_xla`.",
         cases=_cross(
             ["fused"], [(n, *head) for head in HEADS for n in (4096, 8192, 32768)], ["bfloat16"], ["gradient"]
         ),
@@ -142,7 +144,7 @@ GROUPS = {
 
 
 def program(loss: str, shape: list[int], dtype: str, mode: str, who: str) -> Program:
-    """What is compiled for one of those who take part in a case."""
+    """The program of one contender in a case."""
     described = LOSSES[loss]
     call = described.calls()[who]
     arguments = described.arguments(tuple(shape), dtype)

@@ -6,30 +6,30 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.plans.cases import GROUPS, MODES
-from benchmarks.plans.losses import LOSSES, THREE_PRODUCTS
-from benchmarks.units import table
+from benchmarks.losses import LOSSES, THREE_PRODUCTS
+from benchmarks.plans.cases import GROUPS
+from benchmarks.report import table
 from tools.aot import PLATFORMS
 
 Record = Mapping[str, Any]
 NOTHING = "–"
 ABOUT = """\
-Each program is compiled by XLA for the device it is for, and never run. XLA for TPU writes down how many cycles it expects of each
-step of its schedule; XLA for GPU names what each kernel reads and writes. Here they are added up
-([how](../../tools/planned.py)): million **cycles** on a TPU, **GB** moved on a GPU. **A plan is what the compiler expects, not what a device
-takes**: it shows passes, copies and cliffs, and compares programs of one compiler; it says nothing of a TPU beside a GPU, and a measurement on
-the device overrules it. A gather of one entry a row is not counted: TPUs give no estimate for it, and on a GPU, where it would count its
-whole operand, that is taken off. **MiB** are temporaries, what is needed beside arguments and results, by the compiler's own assignment of memory.
+Each program is compiled by XLA for the device it is for, and never run. XLA for TPU writes down how many cycles it
+expects of each step of its schedule; XLA for GPU names what each kernel reads and writes. Here they are added up
+([how](../../tools/planned.py)): million **cycles** on a TPU, **GB** moved on a GPU. **A plan is what the compiler
+expects, not what a device takes**: it shows passes, copies and cliffs, and compares programs of one compiler; it says
+nothing of a TPU beside a GPU, and a measurement on the device overrules it. A gather of one entry a row is not counted:
+TPUs give no estimate for it, and on a GPU, where it would count its whole operand, that is taken off. **MiB** are
+temporaries, what is needed beside arguments and results, by the compiler's own assignment of memory.
 
-In each cell stand the peer and jxent, as *peer / jxent*; **÷** is jxent by the peer, below 1 where jxent is planned to take less.
-Made by `python -m benchmarks.compilers`."""
+In each cell stand the peer and jxent, as *peer / jxent*; **÷** is jxent by the peer, below 1 where jxent is planned to
+take less. Made by `python -m benchmarks.compilers`."""
 
 
 def page(results: Mapping[str, Any]) -> str:
     """The whole page, of the groups that there are."""
     parts = ["# What compilers for TPU and GPU plan", ABOUT, *_made(results["made"])]
     by_group = {name: [r for r in results["programs"] if r["group"] == name] for name in GROUPS}
-    parts += ["## In brief", _brief(by_group)]
     for name, records in by_group.items():
         if records:
             tables = TABLES.get(name, _beside_the_peer)(records)
@@ -38,7 +38,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def _made(made: Mapping[str, Any]) -> list[str]:
-    """When and with what; a line for all groups, or for those made together."""
+    """When and with which versions; a line for all groups, or one for those made together."""
     groups_of: dict[str, list[str]] = {}
     for name, how in made.items():
         if how is not None:
@@ -59,7 +59,7 @@ def in_words(record: Record) -> str:
 
 
 def three_digits(value: float) -> str:
-    """As many significant digits, more before the point, fewer of what is next to nothing."""
+    """Three significant digits; all digits before the point, and at most five after it."""
     if value >= 100 or value == 0:
         return f"{value:,.0f}"
     if value < 1e-5:
@@ -97,7 +97,7 @@ def _or_error(record: Record | None, show: Any) -> str:
 def _ratio(ours: Record | None, theirs: Record | None) -> float | None:
     if ours is None or theirs is None or "error" in ours or "error" in theirs:
         return None
-    # Less than that is nothing: the entries of a gather alone.
+    # Anything less is as good as nothing: the entries of a gather.
     return amount(ours) / max(amount(theirs), 1e-6)
 
 
@@ -124,31 +124,6 @@ def _by_case(records: Sequence[Record]) -> dict[str, dict[tuple[str, str], Recor
     for record in records:
         cases.setdefault(_case(record), {})[record["platform"], record["who"]] = record
     return cases
-
-
-def _brief(by_group: Mapping[str, Sequence[Record]]) -> str:
-    """The least and the largest ratio of each group."""
-    rows = []
-    for name, records in by_group.items():
-        peers = ", ".join(dict.fromkeys(_peer(record) for record in records))
-        for mode in MODES:
-            ratios = [_ratios(records, platform, mode) for platform in PLATFORMS]
-            if any(ratios):
-                rows.append([GROUPS[name].title, mode, peers, *map(_range, ratios)])
-    return "\n".join(table(["jxent ÷ peer", "", "peer", *PLATFORMS], rows, left=3))
-
-
-def _range(ratios: Sequence[float]) -> str:
-    return f"{_ratio_in_words(min(ratios))} … {_ratio_in_words(max(ratios))}" if ratios else NOTHING
-
-
-def _ratios(records: Sequence[Record], platform: str, mode: str) -> list[float]:
-    cases = _by_case([record for record in records if record["mode"] == mode])
-    found = []
-    for who in cases.values():
-        theirs = next((r for (p, name), r in who.items() if p == platform and name == _peer(r)), None)
-        found.append(_ratio(who.get((platform, "jxent")), theirs))
-    return [ratio for ratio in found if ratio is not None]
 
 
 def _beside_the_peer(records: Sequence[Record]) -> list[str]:
@@ -192,7 +167,7 @@ def _fused(records: Sequence[Record]) -> list[str]:
 
 
 def _sweep(records: Sequence[Record]) -> list[str]:
-    """A row for each vocabulary, and one for how far apart the largest and the smallest number of a column are."""
+    """A row for each vocabulary, and one for the ratio of the largest to the smallest number of a column."""
     columns = list(dict.fromkeys((record["platform"], record["loss"]) for record in records))
     names = list(dict.fromkeys(record["who"] for record in records))
     by_vocabulary: dict[int, dict[tuple[str, ...], float]] = {}

@@ -5,6 +5,7 @@ The arrays are JAX's own, shared without a copy. `kernel` is the exception: torc
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,39 +14,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.cases import LABEL_SMOOTHING, Case
-from benchmarks.contenders.base import Contender, Program, optional
-from benchmarks.data import Data
+from benchmarks.cases import Case, Data
+from benchmarks.contenders import Contender, Program, not_installed
+from benchmarks.losses import SMOOTHING
 
 IGNORED = -100
+KINDS = ("ids", "soft", "weighted", "segmentation", "multilabel", "log-probs", "linear")
 Loss = Callable[[dict[str, Any]], Any]  # torch is optional: a dict of tensors in, a tensor out
 
 
-def on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
+def _torch() -> Any:
+    """Imports torch, which is optional."""
+    return importlib.import_module("torch")
 
 
-def no_device() -> str | None:
-    torch = optional("torch")
-    if jax.default_backend() not in ("cpu", "gpu"):
-        return f"torch does not run on {jax.default_backend()}"
-    return "this torch cannot use the GPU" if on_gpu() and not torch.cuda.is_available() else None
+def _why_absent(*modules: str, gpu: bool = False, function: str = "cross_entropy") -> str | None:
+    backend = jax.default_backend()
+    if reason := not_installed("torch", *modules):
+        return reason
+    if not hasattr(_torch().nn.functional, function):
+        return f"torch {_torch().__version__} has no torch.nn.functional.{function}"
+    if backend not in ("cpu", "gpu") or (backend == "gpu" and not _torch().cuda.is_available()):
+        return f"this torch does not run on JAX's {backend}"
+    return "runs on a GPU only" if gpu and backend != "gpu" else None
 
 
-def no_gpu() -> str | None:
-    return no_device() if on_gpu() else "runs on a GPU only"
-
-
-def no_linear_cross_entropy() -> str | None:
-    torch = optional("torch")
-    if not hasattr(torch.nn.functional, "linear_cross_entropy"):
-        return f"torch {torch.__version__} has no torch.nn.functional.linear_cross_entropy"
-    return no_device()
-
-
-def tensors(case: Case, data: Data) -> dict[str, Any]:
+def _tensors(data: Data) -> dict[str, Any]:
     """The data as torch's losses want them: int64 ids, the mask as an ignored id, the kernel as [V, D]."""
-    torch = optional("torch")
+    torch = _torch()
     result = {name: torch.from_dlpack(array) for name, array in data.items() if name != "where"}
     if not result["labels"].is_floating_point():
         result["labels"] = result["labels"].long()
@@ -59,52 +55,48 @@ def tensors(case: Case, data: Data) -> dict[str, Any]:
     return result
 
 
-def eager(case: Case) -> Loss:
-    functional = optional("torch.nn.functional")
+def _eager(case: Case) -> Loss:
+    functional = _torch().nn.functional
     match case.kind:
         case "linear":
             return lambda t: functional.cross_entropy(functional.linear(t["hidden"], t["kernel"]), t["labels"])
         case "multilabel":
             return lambda t: functional.binary_cross_entropy_with_logits(t["logits"], t["labels"])
-        case "weighted":
-            return lambda t: functional.cross_entropy(
-                t["logits"],
-                t["labels"],
-                weight=t["class_weight"],
-                ignore_index=IGNORED,
-                label_smoothing=LABEL_SMOOTHING,
-            )
-    return lambda t: functional.cross_entropy(t["logits"], t["labels"])
+        case "log-probs":
+            return lambda t: functional.nll_loss(t["logits"], t["labels"])
+    smoothing = SMOOTHING if case.kind == "weighted" else 0.0
+    return lambda t: functional.cross_entropy(
+        t["logits"], t["labels"], weight=t.get("class_weight"), ignore_index=IGNORED, label_smoothing=smoothing
+    )
 
 
-def compiled(case: Case) -> Loss:
-    torch = optional("torch")
-    # Else it counts the cases before this one as recompilations, and gives up after some.
-    torch.compiler.reset()
-    return torch.compile(eager(case), dynamic=False)
+def _compiled(case: Case) -> Loss:
+    # Otherwise it counts earlier cases as recompilations, and gives up after some.
+    _torch().compiler.reset()
+    return _torch().compile(_eager(case), dynamic=False)
 
 
-def chunked(case: Case) -> Loss:
-    nn = optional("torch.nn")
+def _chunked(case: Case) -> Loss:
+    nn = _torch().nn
     options = nn.LinearCrossEntropyOptions()
     return lambda t: nn.functional.linear_cross_entropy(t["hidden"], t["kernel"], t["labels"], options=options)
 
 
-def liger(case: Case) -> Loss:
-    functional = optional("liger_kernel.transformers.functional")
+def _liger(case: Case) -> Loss:
+    functional = importlib.import_module("liger_kernel.transformers.functional")
     if case.kind == "linear":
         return lambda t: functional.liger_fused_linear_cross_entropy(t["hidden"], t["kernel"], t["labels"])
     return lambda t: functional.liger_cross_entropy(t["logits"], t["labels"])
 
 
-def prepare(
+def _prepare(
     loss_of: Callable[[Case], Loss], case: Case, data: Data, *, compiles: bool = False, overwrites: bool = False
 ) -> Program:
-    """`compiles`: at its first call. `overwrites`: it may leave the gradient where the logits were."""
-    torch = optional("torch")
-    if on_gpu():
-        torch.set_float32_matmul_precision("high")  # TensorFloat-32, as JAX does
-    loss, arguments = loss_of(case), tensors(case, data)
+    """`compiles`: the first call compiles. `overwrites`: the gradient may overwrite the logits."""
+    torch = _torch()
+    if jax.default_backend() == "gpu":
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32, as in JAX
+    loss, arguments = loss_of(case), _tensors(data)
     originals = {name: arguments[name] for name in case.differentiated} if overwrites else {}
     arguments.update({name: tensor.clone() for name, tensor in originals.items()})
     by = [arguments[name].requires_grad_(case.mode == "grad") for name in case.differentiated]
@@ -125,21 +117,27 @@ def prepare(
             for name, original in originals.items():
                 arguments[name].copy_(original)
 
+    def growth() -> int:
+        """The GPU memory that one call takes at its peak."""
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+
     start = time.perf_counter()
     if compiles:
         call()
-    seconds = time.perf_counter() - start if compiles else None
     return Program(
         call=call,
-        outputs=partial(outputs, case),
+        outputs=partial(_outputs, case),
         output_bytes=sum(t.numel() * t.element_size() for t in by) if case.mode == "grad" else 0,
-        compile_seconds=seconds,
-        device_growth=partial(device_growth, call) if by[0].is_cuda else None,
+        compile_seconds=time.perf_counter() - start if compiles else None,
+        device_growth=growth if by[0].is_cuda else None,
         restore=restore if overwrites else None,
     )
 
 
-def outputs(case: Case, result: Any) -> tuple[float, dict[str, np.ndarray]]:
+def _outputs(case: Case, result: Any) -> tuple[float, dict[str, np.ndarray]]:
     loss, gradients = result
     named = dict(zip(case.differentiated, (g.float().cpu().numpy() for g in gradients), strict=False))
     if "kernel" in named:
@@ -147,30 +145,20 @@ def outputs(case: Case, result: Any) -> tuple[float, dict[str, np.ndarray]]:
     return loss.item(), named
 
 
-def device_growth(call: Callable[[], Any]) -> int:
-    """What one call takes of the GPU's memory at its peak."""
-    torch = optional("torch")
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    return torch.cuda.max_memory_allocated() - before
+def _contender(name: str, kinds: tuple[str, ...], prepare: Callable[..., Program], **absent: Any) -> Contender:
+    modules = absent.pop("modules", ())
+    return Contender(name, prepare, lambda case: case.kind in kinds, partial(_why_absent, *modules, **absent))
 
 
 CONTENDERS = [
-    Contender("torch", partial(prepare, eager), modules=("torch",), missing=no_device),
-    Contender(
-        "torch linear_cross_entropy",
-        partial(prepare, chunked),
-        kinds=("linear",),
-        modules=("torch",),
-        missing=no_linear_cross_entropy,
-    ),
-    Contender("torch.compile", partial(prepare, compiled, compiles=True), modules=("torch",), missing=no_gpu),
-    Contender(
+    _contender("torch", KINDS, partial(_prepare, _eager)),
+    _contender("torch linear_cross_entropy", ("linear",), partial(_prepare, _chunked), function="linear_cross_entropy"),
+    _contender("torch.compile", KINDS, partial(_prepare, _compiled, compiles=True), gpu=True),
+    _contender(
         "liger",
-        partial(prepare, liger, compiles=True, overwrites=True),
-        kinds=("ids", "linear"),
-        modules=("torch", "liger_kernel"),
-        missing=no_gpu,
+        ("ids", "linear"),
+        partial(_prepare, _liger, compiles=True, overwrites=True),
+        modules=("liger_kernel",),
+        gpu=True,
     ),
 ]
