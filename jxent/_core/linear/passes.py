@@ -1,4 +1,4 @@
-"""The rows of one device, chunk by chunk: what they are, and the gradients that belong to cotangents of them."""
+"""Passes over the rows of one device, chunk by chunk: evaluation, and the gradients for given cotangents."""
 
 import math
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def evaluate(config: Config, rows: PerRow, shared: Shared) -> Evaluated:
 def differentiate(
     config: Config, rows: PerRow, shared: Shared, cotangents: Cotangents, wanted: Gradients
 ) -> tuple[Evaluated, Gradients]:
-    """Of Σ cotangent·row, in the compute dtype. `wanted` has None for what is not."""
+    """The evaluated rows, and the gradients of Σ cotangent·row in the compute dtype. `wanted`: None to skip."""
     cut = _cut(config, rows, shared, cotangents)
 
     def of_chunk(chunk: tuple[PerRow, Cotangents]) -> tuple[Any, Shared]:
@@ -55,7 +55,7 @@ def differentiate(
         _, pull, evaluated = jax.vjp(of_products, products, wanted_rows, wanted_shared, has_aux=True)
         d_products, d_rows, d_shared = pull(_given(cotangents, cotangents))
         d_products, unit = narrowed(d_products, rows.hidden.dtype)
-        # Else XLA would make it within each of the two matmuls that it goes into, on a TPU once for every tile of them.
+        # Without the barrier XLA would compute it inside each of its two matmuls, on a TPU once for every tile.
         d_products = lax.optimization_barrier(d_products)
         if wanted.rows.hidden is not None:
             d_rows = d_rows._replace(hidden=d_hidden_of(config, d_products, unit, rows, cut.shared))
@@ -68,14 +68,14 @@ def differentiate(
 
 
 class _Cut(NamedTuple):
-    """Rows along one axis, and how they are cut into chunks.
+    """The rows, flattened to one axis, and how to cut them into chunks.
 
     Attributes:
-        rows: what is one a row: the arguments, and the cotangents.
+        rows: the arrays with a row axis: arguments and cotangents.
         shared: what all rows share.
         plan: of the chunks.
-        order: in which the rows are taken; None where they are as they lie.
-        shape: of the rows as they came.
+        order: the order of the rows; None to keep theirs.
+        shape: the original row shape.
     """
 
     rows: tuple[PerRow, Cotangents]
@@ -89,8 +89,8 @@ def _cut(config: Config, rows: PerRow, shared: Shared, cotangents: Cotangents) -
     shape = rows.hidden.shape[:-1]
     num_rows = math.prod(shape)
     kind = device_kind(rows.hidden, shared.kernel)
-    # The last chunk may lack some of a symbolic number of rows. And all of a bfloat16 array is converted by jaxlib 0.10 on
-    # the CPU before a loop, but not before a conditional.
+    # The last chunk may be short if the number of rows is symbolic. And on the CPU jaxlib 0.10 converts a whole
+    # bfloat16 array before a loop, but not before a conditional.
     is_converted = kind == "cpu" and rows.labels.dtype == jnp.bfloat16
     if rows.where is None and (is_converted or not isinstance(num_rows, int)):
         rows = rows._replace(where=jnp.ones_like(rows.hidden[..., 0], jnp.bool_))
@@ -135,11 +135,11 @@ def _in_shape(cut: _Cut, of_rows: Any) -> Any:
 
 
 def _aligned(config: Config, rows: PerRow, shared: Shared, cotangents: Cotangents) -> tuple[PerRow, Shared, Cotangents]:
-    """Lets each argument vary over the axes of a `shard_map` that its gradient varies over: here and not by itself within
-    the loop, where its gradient would be added over the devices for each chunk.
+    """Makes each argument vary over the axes of a `shard_map` that its gradient varies over. If that happened inside
+    the loop, the gradient would be added over the devices for each chunk.
 
-    What stands beside classes gets a part of its gradient from each device that has some of them; what belongs to whole
-    rows gets all of it.
+    Arrays that meet the classes get a part of their gradient from each device that holds some classes; those that
+    belong to whole rows get all of it.
     """
     rows, shared, cotangents = aligned((rows, shared, cotangents), apart_from=config.vocab_axis_name)
     beside_classes = {
@@ -154,12 +154,12 @@ def _aligned(config: Config, rows: PerRow, shared: Shared, cotangents: Cotangent
 
 
 def _given(cotangents: Cotangents, values: Any) -> tuple[Any, ...]:
-    """Those of the values that have a cotangent."""
+    """The values that have a cotangent."""
     return tuple(value for value, cotangent in zip(values, cotangents, strict=True) if cotangent is not None)
 
 
 def _selected(arrays: Any, wanted: Any, dtype: Any) -> Any:
-    """The arrays that are wanted, in the compute dtype, so that their cotangents are too; None for the others."""
+    """The wanted arrays in the compute dtype, so that their cotangents have it too; None for the others."""
     return mapped(lambda _, a: None if a is None else a.astype(dtype), wanted, arrays)
 
 

@@ -1,4 +1,4 @@
-"""One chunk of rows: its logits, what becomes of them, and the gradients that come back through the two matmuls."""
+"""One chunk of rows: its logits, the rows evaluated from them, and the gradients through the two matmuls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ from jxent._core.targets import Targets, is_ids
 
 
 def chunk_rows(config: Config, products: Array, rows: PerRow, shared: Shared) -> tuple[Evaluated, Array]:
-    """From hidden·W on, differentiated by jax, the rows by their own rule: what they are, and log_z of each."""
+    """Evaluates the rows from hidden·W; returns log_z too. jax differentiates this, and the rows use their own rule."""
     if config.beta is not None:
         return _divergence(config, products, rows, shared)
     logits = products if shared.logit_scale is None else shared.logit_scale * products
@@ -75,13 +75,13 @@ def _divergence(config: Config, products: Array, rows: PerRow, shared: Shared) -
 
 
 def _loss_of(row_loss: Callable[..., Array], log_prob: Array, entropy: Array, rows: PerRow) -> Array:
-    """Masked rows are 0 in what goes in and in what comes out, whatever they hold, and so in every gradient."""
+    """Masked rows are 0 in the input and the output, whatever they hold, and so in every gradient."""
     log_prob, entropy, *row_args = (_counted(a, rows.where) for a in (log_prob, entropy, *rows.row_args))
     return _counted(row_loss(log_prob, entropy, *row_args).astype(log_prob.dtype), rows.where)
 
 
 def softcap(logits: Array, cap: Array) -> Array:
-    """cap·tanh(logits/cap), but −inf stays −inf: such a class does not exist. A cap of inf is none."""
+    """cap·tanh(logits/cap), except that −inf stays −inf: that class does not exist. A cap of inf is none."""
     is_dead, is_none = logits == -jnp.inf, cap == jnp.inf
     cap = jnp.where(is_none, 1, cap)
     capped = jnp.where(is_dead, -jnp.inf, cap * jnp.tanh(jnp.where(is_dead, 0, logits) / cap))
@@ -94,16 +94,16 @@ def products_of(config: Config, rows: PerRow, shared: Shared) -> Array:
 
 
 def narrowed(d_products: Array, dtype: Any) -> tuple[Array, Array | None]:
-    """The gradient of the products in the dtype of their operands, and what a unit of each row of it stands for: a power
-    of two, `[C, 1]`, or None for 1.
+    """Casts the gradient of the products to the dtype of their operands. Also returns the unit of each row: a power of
+    two, `[C, 1]`, or None for 1.
 
-    The coefficient of a row (its weight, the loss scale) may lie far from 1, and float16 reaches from 6e-8 to 65504. So
-    there the highest entry of each row comes to 2¹⁴ or so, whatever the coefficient is.
+    The coefficient of a row (its weight, the loss scale) may be far from 1, and float16 reaches from 6e-8 to 65504. So
+    in float16 the largest entry of each row is scaled to 2¹⁴ or so, whatever the coefficient is.
     """
     if dtype != jnp.float16:
         return d_products.astype(dtype), None
     highest = lax.stop_gradient(jnp.max(jnp.abs(d_products), 1, keepdims=True))
-    # Rounded to no mantissa at all it is a power of two. Rows of 0 and of NaN get the lowest unit, which hides no other's.
+    # Dropping the mantissa leaves a power of two. Rows of 0 and of NaN get the lowest unit, which hides no other unit.
     unit = lax.reduce_precision(highest, jnp.finfo(highest.dtype).nexp, 0)
     unit = jnp.where(unit < jnp.inf, jnp.maximum(unit, 2.0**-100), 2.0**-100) * 2.0**-14
     return (d_products / unit).astype(dtype), unit
@@ -119,8 +119,8 @@ def d_kernel_of(config: Config, d_products: Array, unit: Array | None, rows: Per
     hidden = _counted(rows.hidden, rows.where)
     if unit is None:
         return _outer(config, hidden, d_products)
-    # A sum over the rows has one unit: that of the row whose gradient is the highest. What the others lose by it is lost
-    # in that sum anyway.
+    # A sum over the rows needs one unit: the largest. What rows with smaller units lose by it would be lost in the sum
+    # anyway.
     highest = jnp.max(unit)
     hidden = (hidden.astype(unit.dtype) * (unit / highest)).astype(hidden.dtype)
     return highest * _outer(config, hidden, d_products)
@@ -132,7 +132,7 @@ def _outer(config: Config, hidden: Array, d_products: Array) -> Array:
     if hidden.dtype != jnp.bfloat16:
         return _matmul(config, *operands, 0, 0)
 
-    # XLA:CPU converts such operands anyway, but for some batches of them, for which it then has no matmul.
+    # XLA:CPU converts bfloat16 operands anyway, except for some batches, for which it then has no matmul.
     def of_converted(a: Array, b: Array) -> Array:
         dtype = compute_dtype(a.dtype)
         return _matmul(config, a.astype(dtype), b.astype(dtype), 0, 0)
@@ -143,7 +143,7 @@ def _outer(config: Config, hidden: Array, d_products: Array) -> Array:
 
 
 def _counted(of_rows: Array, where: Array | None) -> Array:
-    """0 in masked rows. Of hidden states, a NaN there would reach every row in a matmul."""
+    """0 in masked rows. In hidden states, a NaN there would reach every row through a matmul."""
     return of_rows if where is None else jnp.where(jnp.expand_dims(where, range(1, of_rows.ndim)), of_rows, 0)
 
 

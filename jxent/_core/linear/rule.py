@@ -1,12 +1,12 @@
-"""Rows of hidden states and a kernel → their losses, without ever holding the logits of more rows than one chunk's.
+"""The losses of rows of hidden states and a kernel, while holding the logits of only one chunk of rows at a time.
 
 With W the kernel, b the bias and `a = softcap(hidden·W + b)` the logits of a chunk, the loss of its rows is that of
-`row_loss`, and for cotangents g of the loss and k of log_z, one of each a row,
+`row_loss`. For cotangents g of the loss and k of log_z, one of each per row,
 
     G = ∂(g·loss + k·log_z)/∂(hidden·W)        d_hidden = G·Wᵀ        d_W = Σ_chunks hiddenᵀ·G
 
-The matmuls run in the dtype of `hidden` with results in the compute dtype, in which all between them is computed;
-G (`d_products`) is cast once, before its two matmuls, and the gradients once, when all is summed and scaled.
+The matmuls take operands in the dtype of `hidden` and return the compute dtype, in which everything between them runs.
+G (`d_products`) is cast once, before its two matmuls, and each gradient once, after it is summed and scaled.
 """
 
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ from jxent._core.targets import is_ids
 
 
 def evaluate_linear(config: Config, rows: PerRow, shared: Shared, coefficient: Array | None) -> Evaluated:
-    """The rows, of any shape; with a coefficient for each, in the place of their loss Σ coefficient·loss."""
+    """Evaluates rows of any shape; if each has a coefficient, Σ coefficient·loss takes the place of their loss."""
     if 0 in rows.hidden.shape[:-1]:
         return _of_no_rows(config, rows, coefficient)
     rows, shared, coefficient = placed(config.placement, (rows, shared, coefficient))
@@ -63,7 +63,7 @@ def evaluate_linear(config: Config, rows: PerRow, shared: Shared, coefficient: A
 
 
 def _of_no_rows(config: Config, rows: PerRow, coefficient: Array | None) -> Evaluated:
-    """Made of `hidden`, so that it varies as that does, over batches and devices."""
+    """The result without any rows, made from `hidden` so that it varies like `hidden` over batches and devices."""
     loss = jnp.sum(rows.hidden, -1, dtype=compute_dtype(rows.hidden.dtype))
     aux = LinearAux(loss, loss.astype(jnp.int32), loss) if config.with_aux else None
     mass = None if is_ids(rows.labels) else loss
@@ -75,7 +75,7 @@ def _of_no_rows(config: Config, rows: PerRow, coefficient: Array | None) -> Eval
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def linear_rows(config: Config, rows: PerRow, shared: Shared) -> Evaluated:
-    """The loss of each row. Its backward pass makes the logits again: the cotangents come only then."""
+    """The loss of each row. The backward pass computes the logits again, since the cotangents arrive only then."""
     return _evaluate(config, rows, shared)
 
 
@@ -96,9 +96,9 @@ linear_rows.defvjp(_linear_rows_fwd, _linear_rows_bwd, symbolic_zeros=True)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def linear_total(config: Config, rows: PerRow, shared: Shared, coefficient: Array) -> Evaluated:
-    """With Σ coefficient·loss for the loss, whose gradient is made in the forward pass, where the logits are at hand.
+    """Σ coefficient·loss in place of the loss; its gradient is made in the forward pass, which has the logits.
 
-    That of the rest is not: `_differentiable_log_z` and `_differentiable_mass` are for this.
+    The other results get their gradients from `_differentiable_log_z` and `_differentiable_mass`.
     """
     evaluated = _evaluate(config, rows, shared)
     return evaluated._replace(loss=jnp.sum(coefficient * silenced(evaluated.loss, coefficient)))
@@ -126,8 +126,8 @@ linear_total.defvjp(_linear_total_fwd, _linear_total_bwd, symbolic_zeros=True)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _differentiable_log_z(config: Config, rows: PerRow, shared: Shared, log_z: Array) -> Array:
-    """`log_z`, which `linear_total` has made of the same rows, with its gradient. Where that is asked for the logits are
-    made again, which nobody pays for who only looks at `log_z`.
+    """`log_z`, which `linear_total` computed from the same rows, plus a gradient. Only a backward pass through it
+    computes the logits again; reading `log_z` stays free.
     """
     return log_z
 
@@ -148,7 +148,7 @@ _differentiable_log_z.defvjp(_differentiable_log_z_fwd, _differentiable_log_z_bw
 def _differentiable_mass(
     vocab_axis_name: VocabAxis, labels: Array, class_weight: Array | None, where: Array | None, mass: Array
 ) -> Array:
-    """`mass`, which has been made of the same distributions, with its gradient."""
+    """`mass`, which was computed from the same distributions, plus a gradient."""
     return mass
 
 
@@ -176,15 +176,16 @@ _differentiable_mass.defvjp(_differentiable_mass_fwd, _differentiable_mass_bwd)
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Wanted:
-    """Of an array whose gradient is asked for: its dtype, and the axes of a `shard_map` over which it varies."""
+    """For an array whose gradient is requested: its dtype, and the axes of a `shard_map` over which it varies."""
 
     dtype: Any
     varying: frozenset[Any]
     is_sent_narrow: bool
 
     def finished(self, gradient: Array) -> Array:
-        """Added up over the devices that share the array, and cast to its dtype: in this order, lest each device's part
-        is rounded. Hidden states are sent by the row, and half as many bytes are worth that.
+        """Adds the gradient over the devices that share the array, then casts it, so that no device's part is rounded.
+        Gradients of hidden states are cast first: they are sent row by row, and halving the bytes is worth the
+        rounding.
         """
         if self.is_sent_narrow:
             return added_up(gradient.astype(self.dtype), self.varying)
@@ -194,7 +195,7 @@ class _Wanted:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _AllWanted:
-    """In the place of each array whose gradient is asked for a `_Wanted`, elsewhere None."""
+    """A `_Wanted` in the place of each array whose gradient is requested, None elsewhere."""
 
     rows: PerRow
     shared: Shared
@@ -207,7 +208,7 @@ class _AllWanted:
 
 
 def _with_wanted(rows: PerRow, shared: Shared) -> tuple[_AllWanted, PerRow, Shared]:
-    """Of what `symbolic_zeros` hands a forward rule: whose gradients are asked for, and the arrays."""
+    """Splits what `symbolic_zeros` passes to a forward rule: which gradients are requested, and the arrays."""
     of_rows, of_shared = (mapped(_wanted, arguments) for arguments in (rows, shared))
     if of_rows.hidden is not None:
         of_rows = of_rows._replace(hidden=replace(of_rows.hidden, is_sent_narrow=True))
@@ -222,7 +223,7 @@ def _wanted(a: Any) -> _Wanted | None:
 
 
 def _pulled(config: Config, residuals: Any, cotangents: Cotangents) -> Gradients:
-    """The gradients that belong to the cotangents of the rows."""
+    """The gradients for given cotangents of the rows."""
     wanted, rows, shared = residuals
     _, gradients = _differentiate(config._replace(with_aux=False), rows, shared, cotangents, wanted)
     return wanted.finished(gradients)
@@ -240,7 +241,7 @@ def _evaluate(config: Config, rows: PerRow, shared: Shared) -> Evaluated:
 def _differentiate(
     config: Config, rows: PerRow, shared: Shared, cotangents: Cotangents, wanted: _AllWanted
 ) -> tuple[Evaluated, Gradients]:
-    """What `_evaluate` gives, and the gradients of Σ cotangent·row in the compute dtype."""
+    """The result of `_evaluate`, and the gradients of Σ cotangent·row in the compute dtype."""
     results = _results(config, is_ids(rows.labels)), Gradients(wanted.rows, wanted.shared)
 
     def differentiated(rows: PerRow, shared: Shared, cotangents: Cotangents) -> tuple[Evaluated, Gradients]:
@@ -256,7 +257,7 @@ def _differentiate(
 
 
 def _results(config: Config, are_ids: bool) -> Any:
-    """What an `Evaluated` has None for, this has too."""
+    """An `Evaluated` with None where the result has None."""
     here: Any = ...
     return Evaluated(
         loss=here,
