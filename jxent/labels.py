@@ -116,7 +116,7 @@ def _check_traced(labels: Array, num_classes: int | None, ignored: int | None) -
     is_bad = is_bad if counted is None else is_bad & counted
     checkify.check(
         ~jnp.any(is_bad),
-        _complaint("{count:.0f}", labels.size, num_classes, ignored) + ": they go from {lowest} to {highest}",
+        _complaint("{count:.0f}", labels.size, num_classes, ignored) + ", ranging from {lowest} to {highest}",
         count=count(is_bad, tuple(range(is_bad.ndim)), jnp.float32),
         lowest=jnp.min(labels, initial=limits.max, where=is_bad),
         highest=jnp.max(labels, initial=limits.min, where=is_bad),

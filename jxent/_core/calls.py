@@ -1,4 +1,4 @@
-"""Calls that Python refuses before a function runs: too many arguments by position, or one that it does not have."""
+"""Better errors for calls with too many positional arguments or an unknown keyword."""
 
 import functools
 import inspect
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-# What other libraries call an argument, where the names are not alike.
+# Arguments that other libraries call by a different name.
 _ELSEWHERE = {
     "alpha": "class_weight",
     "dim": "axis",
@@ -23,7 +23,7 @@ _ELSEWHERE = {
 
 
 def naming_arguments(function: _Function) -> _Function:
-    """The same function, whose error for such a call names the argument that was likely meant."""
+    """The same function, but its error for such a call names the argument that was likely meant."""
     parameters = inspect.signature(function).parameters.values()
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -49,7 +49,7 @@ def naming_arguments(function: _Function) -> _Function:
 
 
 def _hint(unknown: str, others: frozenset[str]) -> str:
-    """`others`: the arguments that the call did not give."""
+    """`others`: the arguments that were not given."""
     meant = get_close_matches(unknown, sorted(others))
     if _ELSEWHERE.get(unknown) in others:
         meant = [_ELSEWHERE[unknown]]
