@@ -15,7 +15,7 @@ from jxent._core import arguments
 from jxent._core.calls import naming_arguments
 from jxent._core.counts import count
 from jxent._core.signatures import ArrayLike
-from jxent._core.targets import SparseLabels, checked_ids, counted_ids
+from jxent._core.targets import SparseLabels, checked_ids, not_ignored
 
 _NUM_SHOWN = 5
 
@@ -110,10 +110,10 @@ def _check_traced(labels: Array, num_classes: int | None, ignored: int | None) -
         return
     is_bad = ~_are_binary(labels) if num_classes is None else checked_ids(labels, num_classes) < 0
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        limits, counted = jnp.iinfo(labels.dtype), counted_ids(labels, ignored)
+        limits, kept = jnp.iinfo(labels.dtype), not_ignored(labels, ignored)
     else:
-        limits, counted = jnp.finfo(labels.dtype), None if ignored is None else labels != float(ignored)
-    is_bad = is_bad if counted is None else is_bad & counted
+        limits, kept = jnp.finfo(labels.dtype), None if ignored is None else labels != float(ignored)
+    is_bad = is_bad if kept is None else is_bad & kept
     checkify.check(
         ~jnp.any(is_bad),
         _complaint("{count:.0f}", labels.size, num_classes, ignored) + ", ranging from {lowest} to {highest}",

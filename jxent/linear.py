@@ -247,17 +247,17 @@ def evaluated_linear(
     teacher_hidden, teacher_kernel, teacher_bias = lax.stop_gradient(constants)
     shared = shared._replace(teacher_kernel=teacher_kernel, teacher_bias=teacher_bias)
     targets = make_targets(options, shared.kernel.shape[int(not config.transpose_kernel)], placed(placement, given))
-    rows = PerRow(
+    per_row = PerRow(
         hidden, targets.labels, targets.label_weight, targets.where, row_args, targets.entries, teacher_hidden
     )
     shared, sample_weight = shared._replace(class_weight=targets.class_weight), targets.sample_weight
     config = config._replace(no_class=targets.no_class, placement=placement)
     if reduction == "none":
-        evaluated = evaluate_linear(config, rows, shared, None)
+        evaluated = evaluate_linear(config, per_row, shared, None)
         if options.several and targets.entries is None:
             return evaluated.loss, evaluated
-        return reduce_rows(evaluated.loss, None, sample_weight, rows.where, reduction), evaluated
-    ones = jnp.ones(rows.hidden.shape[:-1], compute_dtype(rows.hidden.dtype))
-    evaluated = evaluate_linear(config, rows, shared, weighted(ones, sample_weight, rows.where))
-    weight = targets.known_mass if is_ids(rows.labels) else evaluated.mass
-    return reduce_total(evaluated.loss, ones, weight, sample_weight, rows.where, reduction), evaluated
+        return reduce_rows(evaluated.loss, None, sample_weight, per_row.where, reduction), evaluated
+    ones = jnp.ones(per_row.hidden.shape[:-1], compute_dtype(per_row.hidden.dtype))
+    evaluated = evaluate_linear(config, per_row, shared, weighted(ones, sample_weight, per_row.where))
+    weight = targets.known_mass if is_ids(per_row.labels) else evaluated.mass
+    return reduce_total(evaluated.loss, ones, weight, sample_weight, per_row.where, reduction), evaluated

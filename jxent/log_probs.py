@@ -451,21 +451,21 @@ def linear_softmax_loss(
         vocab_axis_name=inputs.config.vocab_axis_name,
         sample_weight=sample_weight,
     )
-    rows, dtype = inputs.logits.shape[:-1], compute_dtype(inputs.hidden.dtype)
-    row_args = tuple(_as_row_argument(fn, i, value, rows, dtype) for i, value in enumerate(row_args))
-    _check_row_loss(fn, row_loss, row_args, len(rows), dtype)
+    row_shape, dtype = inputs.logits.shape[:-1], compute_dtype(inputs.hidden.dtype)
+    row_args = tuple(_as_row_argument(fn, i, value, row_shape, dtype) for i, value in enumerate(row_args))
+    _check_row_loss(fn, row_loss, row_args, len(row_shape), dtype)
     config = inputs.config._replace(row_loss=row_loss)
     return evaluated_linear(config, options, reduction, inputs.hidden, inputs.shared, given, row_args)[0]
 
 
-def _as_row_argument(fn: str, i: int, value: Any, rows: tuple[int, ...], dtype: Any) -> Array:
+def _as_row_argument(fn: str, i: int, value: Any, row_shape: tuple[int, ...], dtype: Any) -> Array:
     """Checks that the leading axes are the row shape; casts a floating array to the compute dtype."""
     name = f"row_args[{i}]"
     array = arguments.as_array(fn, name, value)
-    if array.shape[: len(rows)] != rows:
+    if array.shape[: len(row_shape)] != row_shape:
         raise ValueError(
-            f"{fn}: {name} has shape {array.shape}; expected one that begins with the row shape {rows}: one entry per "
-            "row, never broadcast"
+            f"{fn}: {name} has shape {array.shape}; expected one that begins with the row shape {row_shape}: one entry "
+            "per row, never broadcast"
         )
     return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
@@ -474,9 +474,9 @@ def _check_row_loss(
     fn: str, row_loss: Callable[..., Any], row_args: tuple[Array, ...], num_row_axes: int, dtype: Any
 ) -> None:
     """Traces `row_loss` on three rows, a size that no other axis is likely to have."""
-    rows = 3
-    args = (jax.ShapeDtypeStruct((rows, *a.shape[num_row_axes:]), a.dtype) for a in row_args)
-    per_row = jax.ShapeDtypeStruct((rows,), dtype)
+    num_rows = 3
+    args = (jax.ShapeDtypeStruct((num_rows, *a.shape[num_row_axes:]), a.dtype) for a in row_args)
+    per_row = jax.ShapeDtypeStruct((num_rows,), dtype)
     traced, result = jax.make_jaxpr(row_loss, return_shape=True)(per_row, per_row, *args)
     if any(isinstance(const, Tracer) for const in traced.consts):
         raise ValueError(
@@ -484,10 +484,10 @@ def _check_row_loss(
             "for a number pass jnp.broadcast_to(number, ids.shape)"
         )
     shape = getattr(result, "shape", None)
-    if shape != (rows,):
+    if shape != (num_rows,):
         got = f"shape {shape}" if shape is not None else type(result).__name__
         raise ValueError(
-            f"{fn}: row_loss must return one number per row, shape ({rows},) for {rows} rows; got {got}; let "
+            f"{fn}: row_loss must return one number per row, shape ({num_rows},) for {num_rows} rows; got {got}; let "
             "`reduction` do the reducing"
         )
     if not jnp.issubdtype(result.dtype, jnp.floating):

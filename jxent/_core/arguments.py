@@ -242,9 +242,9 @@ def as_class_labels(
 ) -> tuple[Array, int | None]:
     """Integer labels of the row shape or floating labels of the full shape, and `ignored` as from `as_labels`."""
     labels, ignored = as_labels(fn, "labels", labels, ignored)
-    rows = row_shape(scores, axis)
+    expected = row_shape(scores, axis)
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        if labels.shape == rows:
+        if labels.shape == expected:
             return labels, ignored
     elif not jnp.issubdtype(labels.dtype, jnp.floating):
         raise TypeError(
@@ -255,7 +255,7 @@ def as_class_labels(
         return labels, ignored
     at_axis = "" if scores_name == "hidden @ kernel" else f" and axis={axis}"
     raise ValueError(
-        f"{fn}: labels has shape {labels.shape} and dtype {labels.dtype.name}; expected {rows} of an integer dtype "
+        f"{fn}: labels has shape {labels.shape} and dtype {labels.dtype.name}; expected {expected} of an integer dtype "
         f"(class ids) or {scores.shape} of a floating one (distributions), to go with {scores_name} of shape "
         f"{scores.shape}{at_axis}{hints.label_hint(labels, scores, axis, has_axis=bool(at_axis))}"
     )
@@ -268,10 +268,10 @@ def as_sparse_labels(
     ids, _ = as_labels(fn, "ids of labels", ids, None)
     check_ids_dtype(fn, "ids of labels", ids.dtype)
     weights = as_array(fn, "weights of labels", weights)
-    rows = row_shape(scores, axis)
-    if not ids.ndim or ids.shape[:-1] != rows or not ids.shape[-1]:
+    expected = row_shape(scores, axis)
+    if not ids.ndim or ids.shape[:-1] != expected or not ids.shape[-1]:
         raise ValueError(
-            f"{fn}: ids of labels has shape {ids.shape}; expected {(*rows, 'K')}, K ids per row, to go with "
+            f"{fn}: ids of labels has shape {ids.shape}; expected {(*expected, 'K')}, K ids per row, to go with "
             f"{scores_name} of shape {scores.shape}"
         )
     if not jnp.issubdtype(weights.dtype, jnp.floating):
@@ -376,14 +376,14 @@ def as_per_column(fn: str, name: str, value: Any, scores: Array, dtype: Any, sca
     return lax.expand_dims(_cast(array, dtype), range(scores.ndim - array.ndim))
 
 
-def as_per_row(fn: str, name: str, value: Any, rows: tuple[int, ...], dtype: Any) -> Array | None:
+def as_per_row(fn: str, name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array | None:
     """Numbers in the compute dtype, broadcast to the row shape."""
     if value is None:
         return None
-    return _broadcast_to_rows(fn, name, _cast(as_real(fn, name, value), dtype), rows)
+    return _broadcast_to_rows(fn, name, _cast(as_real(fn, name, value), dtype), shape)
 
 
-def as_row_mask(fn: str, value: Any, rows: tuple[int, ...]) -> Array | None:
+def as_row_mask(fn: str, value: Any, shape: tuple[int, ...]) -> Array | None:
     """A bool mask, broadcast to the row shape."""
     if value is None:
         return None
@@ -392,17 +392,17 @@ def as_row_mask(fn: str, value: Any, rows: tuple[int, ...]) -> Array | None:
         array = "where" if hasattr(value, "dtype") else "jnp.asarray(where)"
         hint = f"; did you mean {array} != 0?" if jnp.issubdtype(mask.dtype, jnp.number) else ""
         raise TypeError(f"{fn}: where must have dtype bool; got {mask.dtype.name}{hint}")
-    return _broadcast_to_rows(fn, "where", mask, rows)
+    return _broadcast_to_rows(fn, "where", mask, shape)
 
 
-def _broadcast_to_rows(fn: str, name: str, array: Array, rows: tuple[int, ...]) -> Array:
-    fits = array.ndim == len(rows) and all(have in (1, want) for have, want in zip(array.shape, rows, strict=True))
+def _broadcast_to_rows(fn: str, name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    fits = array.ndim == len(shape) and all(have in (1, want) for have, want in zip(array.shape, shape, strict=True))
     if not fits:
         raise ValueError(
-            f"{fn}: {name} has shape {array.shape}; expected the row shape {rows}, or the same rank with axes of size 1"
-            f"{hints.row_hint(name, array, rows)}"
+            f"{fn}: {name} has shape {array.shape}; expected the row shape {shape}, or the same rank with axes of size "
+            f"1{hints.row_hint(name, array, shape)}"
         )
-    return array if array.shape == rows else jnp.broadcast_to(array, rows)
+    return array if array.shape == shape else jnp.broadcast_to(array, shape)
 
 
 def as_hyper_parameter(

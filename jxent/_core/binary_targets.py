@@ -47,10 +47,10 @@ class BinaryTargets(NamedTuple):
             return values
         return jnp.where(self.where, values, jnp.array(fill, values.dtype))
 
-    def counted(self, loss: Array) -> Array:
+    def checked(self, loss: Array) -> Array:
         """`loss`, but NaN where a floating label is not a probability, and 0 in masked elements."""
         if jnp.issubdtype(self.labels.dtype, jnp.floating):
-            loss = loss * _unit(self.masked(self.labels, 0).astype(loss.dtype), self.one)
+            loss = loss * _one_or_nan(self.masked(self.labels, 0).astype(loss.dtype), self.one)
         return self.masked(loss, 0)
 
     def row_weight(self) -> Array | None:
@@ -83,10 +83,10 @@ def _numbers(labels: Array, dtype: Any) -> Array:
 
 def as_probabilities(p: Array, one: Array) -> Array:
     """`p`, or NaN outside [0, 1], in value and derivative."""
-    return p * _unit(p, one)
+    return p * _one_or_nan(p, one)
 
 
-def _unit(p: Array, one: Array) -> Array:
+def _one_or_nan(p: Array, one: Array) -> Array:
     """1, or NaN where `p` is outside [0, 1]. Uses arithmetic on the CPU, where XLA would materialise a select, and a
     select on a GPU, where XLA would materialise the root and share it between value and gradient.
     """
@@ -94,10 +94,10 @@ def _unit(p: Array, one: Array) -> Array:
     def by_arithmetic(p: Array, one: Array) -> Array:
         return one + 0 * one * jnp.sqrt((p + arguments.ROUNDING * one) * ((1 + arguments.ROUNDING) * one - p))
 
-    def selected(p: Array, one: Array) -> Array:
+    def by_select(p: Array, one: Array) -> Array:
         return jnp.where((p >= -arguments.ROUNDING) & (p <= 1 + arguments.ROUNDING), one, jnp.nan)
 
-    return lax.platform_dependent(*aligned((lax.stop_gradient(p), one)), cpu=by_arithmetic, default=selected)
+    return lax.platform_dependent(*aligned((lax.stop_gradient(p), one)), cpu=by_arithmetic, default=by_select)
 
 
 def make_binary_targets(

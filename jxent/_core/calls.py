@@ -41,16 +41,16 @@ def naming_arguments(function: _Function) -> _Function:
             )
         if not known.issuperset(options):
             unknown = next(name for name in options if name not in known)
-            others = known.difference(positional[: len(args)], options)
-            raise TypeError(f"{function.__name__}: has no argument {unknown!r}{_hint(unknown, others)}")
+            not_given = known.difference(positional[: len(args)], options)
+            raise TypeError(f"{function.__name__}: has no argument {unknown!r}{_hint(unknown, not_given)}")
         return function(*args, **options)
 
     return cast(_Function, called)
 
 
-def _hint(unknown: str, others: frozenset[str]) -> str:
-    """`others`: the arguments that were not given."""
-    meant = get_close_matches(unknown, sorted(others))
-    if _ELSEWHERE.get(unknown) in others:
+def _hint(unknown: str, not_given: frozenset[str]) -> str:
+    """`not_given`: the arguments that were not given."""
+    meant = get_close_matches(unknown, sorted(not_given))
+    if _ELSEWHERE.get(unknown) in not_given:
         meant = [_ELSEWHERE[unknown]]
     return f"; did you mean {' or '.join(meant)}?" if meant else ""

@@ -57,7 +57,7 @@ def sigmoid_focal_terms(logits: Array, targets: BinaryTargets, alpha: Array | No
         loss = modulated(loss, miss, gamma)
     if alpha is not None:
         loss = label_term(_balance, y, alpha, loss)
-    return cpu_whole(targets.counted(scaled(loss, t.sample_weight)))
+    return cpu_whole(targets.checked(scaled(loss, t.sample_weight)))
 
 
 def _balance(y: Array, alpha: Array | None) -> Coefficient:

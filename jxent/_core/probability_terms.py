@@ -23,7 +23,7 @@ def binary_probability_terms(probs: Array, targets: BinaryTargets) -> Array:
     of_negative = scaled(smoothed(1 - t.labels, t.smoothing)[0], *weights)
     loss = of_positive * clamped_log(p, lowest_divisor(of_positive, probs.dtype))
     loss = loss + of_negative * _clamped_log1m(p, lowest_divisor(of_negative, probs.dtype))
-    return targets.counted(-loss)
+    return targets.checked(-loss)
 
 
 @jax.custom_jvp

@@ -36,7 +36,7 @@ def sigmoid_terms(logits: Array, targets: BinaryTargets) -> Array:
     negative = silenced(softplus(x), *weights)
     loss = scaled(label_term(smoothed, t.labels, t.smoothing, positive), t.pos_weight)
     loss = loss + label_term(smoothed, 1 - t.labels, t.smoothing, negative)
-    return cpu_whole(targets.counted(scaled(loss, *weights)))
+    return cpu_whole(targets.checked(scaled(loss, *weights)))
 
 
 def harmless(scores: Array, targets: BinaryTargets, fill: float = 0) -> tuple[Array, BinaryTargets]:

@@ -140,7 +140,7 @@ def check_targets(
 ) -> tuple[TargetOptions, Given]:
     """Checks all arguments of a multiclass loss other than its scores."""
     dtype = compute_dtype(scores.dtype)
-    rows = arguments.row_shape(scores, axis)
+    row_shape = arguments.row_shape(scores, axis)
     ignored = arguments.as_ignore_index(fn, ignore_index)
     entries = None
     if isinstance(labels, SparseLabels):
@@ -148,8 +148,8 @@ def check_targets(
     else:
         labels, ignored = arguments.as_class_labels(fn, scores_name, scores, axis, labels, ignored)
     class_weight = arguments.as_per_class(fn, "class_weight", class_weight, scores.shape[axis], dtype)
-    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, rows, dtype)
-    where = arguments.as_row_mask(fn, where, rows)
+    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, row_shape, dtype)
+    where = arguments.as_row_mask(fn, where, row_shape)
     smoothing = arguments.as_hyper_parameter(fn, "label_smoothing", label_smoothing, dtype, 0, 1)
 
     of_rows = {"labels": labels} if is_ids(labels) else {}
@@ -180,34 +180,35 @@ def check_ids(
     may_be_several: bool = False,
 ) -> tuple[TargetOptions, Given]:
     """As `check_targets`, for functions of class ids without class weights and smoothing."""
-    rows = arguments.row_shape(scores, axis)
+    row_shape = arguments.row_shape(scores, axis)
     ids, ignored = arguments.as_labels(fn, "ids", ids, arguments.as_ignore_index(fn, ignore_index))
     arguments.check_ids_dtype(fn, "ids", ids.dtype)
-    if ids.shape != rows and not (may_be_several and ids.shape[:-1] == rows and ids.ndim):
-        several = f", or {(*rows, 'K')} for K ids per row" if may_be_several else ""
+    if ids.shape != row_shape and not (may_be_several and ids.shape[:-1] == row_shape and ids.ndim):
+        several = f", or {(*row_shape, 'K')} for K ids per row" if may_be_several else ""
         raise ValueError(
-            f"{fn}: ids has shape {ids.shape}; expected the row shape {rows}{several}, to go with {scores_name} of "
-            f"shape {scores.shape}"
+            f"{fn}: ids has shape {ids.shape}; expected the row shape {row_shape}{several}, to go with {scores_name} "
+            f"of shape {scores.shape}"
         )
-    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, rows, compute_dtype(scores.dtype))
-    where = arguments.as_row_mask(fn, where, rows)
+    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, row_shape, compute_dtype(scores.dtype))
+    where = arguments.as_row_mask(fn, where, row_shape)
     arguments.check_same_over(fn, vocab_axis_name, ids=ids, where=where, sample_weight=sample_weight)
-    options = TargetOptions(axis, ignored, vocab_axis_name, ids.shape != rows)
+    options = TargetOptions(axis, ignored, vocab_axis_name, ids.shape != row_shape)
     return options, Given(ids, None, sample_weight, where, None)
 
 
 def split_like(scores: Array, axis: int, given: Given) -> Given:
     """Splits everything along the rows and classes of `scores` as a mesh with Explicit axes splits `scores`."""
     entries = split_of(scores)
-    rows = entries[:axis] + entries[axis + 1 :]
+    row_entries = entries[:axis] + entries[axis + 1 :]
     labels, class_weight, sample_weight, where, smoothing, shares = given
+    id_entries = row_entries + (None,) * (labels.ndim - len(row_entries))
     return Given(
-        resharded(labels, scores, rows + (None,) * (labels.ndim - len(rows)) if is_ids(labels) else entries),
+        resharded(labels, scores, id_entries if is_ids(labels) else entries),
         resharded(class_weight, scores, entries[axis : axis + 1]),
-        resharded(sample_weight, scores, rows),
-        resharded(where, scores, rows),
+        resharded(sample_weight, scores, row_entries),
+        resharded(where, scores, row_entries),
         smoothing,
-        resharded(shares, scores, (*rows, None)),
+        resharded(shares, scores, (*row_entries, None)),
     )
 
 
@@ -219,9 +220,9 @@ def make_targets(options: TargetOptions, num_classes: Any, given: Given) -> Targ
     labels, class_weight, sample_weight, where, smoothing, _ = given
     if not is_ids(labels):
         return Targets(labels, class_weight, None, smoothing, sample_weight, where, axis, vocab_axis_name)
-    counted = counted_ids(labels, ignored)
-    if counted is not None:
-        where = counted if where is None else where & counted
+    kept = not_ignored(labels, ignored)
+    if kept is not None:
+        where = kept if where is None else where & kept
     ids = checked_ids(labels, num_classes_of_all(num_classes, vocab_axis_name))
     if where is not None:
         ids = jnp.where(where, ids, 0)
@@ -239,8 +240,8 @@ def _make_several(options: TargetOptions, num_classes: Any, given: Given) -> Tar
     axis, ignored, vocab_axis_name, _ = options
     _, class_weight, sample_weight, where, smoothing, entries = given
     ids = checked_ids(given.labels, num_classes_of_all(num_classes, vocab_axis_name))
-    counted = counted_ids(given.labels, ignored)
-    ids = ids if counted is None else jnp.where(counted, ids, -2)
+    kept = not_ignored(given.labels, ignored)
+    ids = ids if kept is None else jnp.where(kept, ids, -2)
     label_weight = None
     if class_weight is not None:
         label_weight = jnp.where(ids < 0, 1, _at_ids(class_weight, ids, vocab_axis_name))
@@ -264,7 +265,7 @@ def is_ids(labels: Array) -> bool:
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
-def counted_ids(labels: Array, ignored: int | None) -> Array | None:
+def not_ignored(labels: Array, ignored: int | None) -> Array | None:
     """Which labels are not ignored; None for all."""
     if ignored is None or not _holds(labels.dtype, ignored):
         return None

@@ -43,7 +43,7 @@ def cpu_whole(x: Array) -> Array:
     """Returns `x` unchanged, and makes XLA:CPU compute it in one loop. XLA would otherwise fuse part of it into a sum
     (all but log1p and selects) and materialise the rest piece by piece.
     """
-    return lax.platform_dependent(x, cpu=_selected, default=_same)
+    return lax.platform_dependent(x, cpu=_behind_barrier, default=_same)
 
 
 def _cpu_whole_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
@@ -53,7 +53,7 @@ def _cpu_whole_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 cpu_whole.defjvp(_cpu_whole_jvp)
 
 
-def _selected(x: Array) -> Array:
+def _behind_barrier(x: Array) -> Array:
     return lax.optimization_barrier(jnp.where(x == 0, 0, x))
 
 
@@ -73,21 +73,21 @@ def remade(
         def jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
             leaves, structure = jax.tree.flatten(primals)
             d_leaves = jax.tree.leaves(tangents)
-            moving = tuple(i for i, d in enumerate(d_leaves) if not isinstance(d, SymbolicZero))
-            d_moving = tuple(d_leaves[i] for i in moving)
+            perturbed = tuple(i for i, d in enumerate(d_leaves) if not isinstance(d, SymbolicZero))
+            d_perturbed = tuple(d_leaves[i] for i in perturbed)
 
-            def tangent(leaves: Any, d_moving: Any) -> Any:
+            def tangent(leaves: Any, d_perturbed: Any) -> Any:
                 constant = _barrier(platforms, leaves)
 
-                def of_moving(*values: Array) -> Any:
+                def of_perturbed(*values: Array) -> Any:
                     arguments = list(constant)
-                    for i, leaf in zip(moving, values, strict=True):
+                    for i, leaf in zip(perturbed, values, strict=True):
                         arguments[i] = leaf
                     return f(*jax.tree.unflatten(structure, arguments))
 
-                return jax.jvp(of_moving, tuple(constant[i] for i in moving), d_moving)[1]
+                return jax.jvp(of_perturbed, tuple(constant[i] for i in perturbed), d_perturbed)[1]
 
-            return primal(*primals), jax.checkpoint(tangent, prevent_cse=False)(leaves, d_moving)
+            return primal(*primals), jax.checkpoint(tangent, prevent_cse=False)(leaves, d_perturbed)
 
         primal.defjvp(jvp, symbolic_zeros=True)
 

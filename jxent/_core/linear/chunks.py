@@ -96,7 +96,7 @@ def plan_chunks(extent: Extent, chunk_size: int | None) -> ChunkPlan:
     return ChunkPlan(num_rows // size, size, num_rows % size)
 
 
-def plan_counted(extent: Extent, chunk_size: int | None) -> ChunkPlan:
+def plan_unmasked(extent: Extent, chunk_size: int | None) -> ChunkPlan:
     """As `plan_chunks`, for rows taken by index: the last chunk may be short, there is no remainder, and each block
     gives equally many rows to a chunk.
     """
@@ -108,10 +108,10 @@ def plan_counted(extent: Extent, chunk_size: int | None) -> ChunkPlan:
             if extent.is_on_cpu:
                 number, fewest = _MASKED_CHUNKS_ON_CPU, _FEWEST_MASKED_ROWS_ON_CPU
             size = min(size, max(-(-extent.num_rows // number), extent.num_devices * fewest))
-    own = -(-size // extent.num_blocks)
-    number = -(-in_block // own)
-    own = -(-in_block // number) if isinstance(in_block, int) else own
-    return ChunkPlan(number, own * extent.num_blocks)
+    per_block = -(-size // extent.num_blocks)
+    number = -(-in_block // per_block)
+    per_block = -(-in_block // number) if isinstance(in_block, int) else per_block
+    return ChunkPlan(number, per_block * extent.num_blocks)
 
 
 class Order(NamedTuple):
@@ -128,29 +128,29 @@ class Order(NamedTuple):
     number: Array
 
 
-def counted_first(where: Array, plan: ChunkPlan, num_blocks: int, is_shared: bool) -> Order:
+def unmasked_first(where: Array, plan: ChunkPlan, num_blocks: int, is_shared: bool) -> Order:
     """Orders the unmasked rows first, then the others; both keep their order.
 
     Devices that share the classes communicate in each chunk: with `is_shared`, all run equally many.
     """
     where = where.reshape(num_blocks, where.shape[0] // num_blocks)
-    own = plan.size // num_blocks
+    per_block = plan.size // num_blocks
     row = jnp.argsort(jnp.logical_not(where), axis=1, stable=True).astype(jnp.int32)
     place = jnp.argsort(row, axis=1).astype(jnp.int32)
-    missing = plan.number * own - where.shape[1]
+    missing = plan.number * per_block - where.shape[1]
     row = jnp.pad(row, ((0, 0), (0, missing)), constant_values=jnp.iinfo(jnp.int32).max)
-    number = (jnp.max(jnp.sum(where, 1, dtype=jnp.int32)) + (own - 1)) // own
+    number = (jnp.max(jnp.sum(where, 1, dtype=jnp.int32)) + (per_block - 1)) // per_block
     axes = tuple(sorted(varying_axes(number), key=str)) if is_shared else ()
     return Order(row, place, lax.pmax(number, axes) if axes else number)
 
 
-def map_chunks(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan) -> tuple[Any, Any]:
-    """Applies `f` to each chunk of `rows`, a pytree of `[N, …]` arrays.
+def map_chunks(f: Callable[[Any], tuple[Any, Any]], arrays: Any, plan: ChunkPlan) -> tuple[Any, Any]:
+    """Applies `f` to each chunk of `arrays`, a pytree of `[N, …]` arrays.
 
     Args:
         f: chunk → (arrays `[C, …]`, arrays to sum over the chunks). It runs under `jax.checkpoint`, and the sums are
             made outside of it, so reverse mode keeps only the index of a chunk.
-        rows: the pytree.
+        arrays: the pytree.
         plan: how to cut it.
 
     Returns:
@@ -158,40 +158,40 @@ def map_chunks(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan) 
     """
     f = jax.checkpoint(f, prevent_cse=False)
     if plan.number == 1 and not plan.remainder:
-        return f(rows)
+        return f(arrays)
 
     strided = not plan.remainder
     if strided:
-        rows = jax.tree.map(lambda a: a.reshape(plan.size, plan.number, *a.shape[1:]), rows)
+        arrays = jax.tree.map(lambda a: a.reshape(plan.size, plan.number, *a.shape[1:]), arrays)
 
     def chunk_at(i: Array) -> Any:
         if strided:
-            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, 1, keepdims=False), rows)
-        return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * plan.size, plan.size), rows)
+            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, 1, keepdims=False), arrays)
+        return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * plan.size, plan.size), arrays)
 
     def step(sums: Any, i: Array) -> tuple[Any, Any]:
-        per_row, terms = f(chunk_at(i))
-        return jax.tree.map(jnp.add, sums, terms), per_row
+        outputs, terms = f(chunk_at(i))
+        return jax.tree.map(jnp.add, sums, terms), outputs
 
     sums = zeros_of(jax.eval_shape(lambda: f(chunk_at(jnp.int32(0)))[1]))
-    sums, per_row = lax.scan(step, sums, jnp.arange(plan.number, dtype=jnp.int32))
+    sums, outputs = lax.scan(step, sums, jnp.arange(plan.number, dtype=jnp.int32))
     if strided:
-        per_row = jax.tree.map(lambda a: a.swapaxes(0, 1), per_row)
-    per_row = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), per_row)
+        outputs = jax.tree.map(lambda a: a.swapaxes(0, 1), outputs)
+    outputs = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), outputs)
     if plan.remainder:
-        last, terms = f(jax.tree.map(lambda a: a[plan.number * plan.size :], rows))
-        per_row = jax.tree.map(lambda a, b: jnp.concatenate((a, b)), per_row, last)
+        last, terms = f(jax.tree.map(lambda a: a[plan.number * plan.size :], arrays))
+        outputs = jax.tree.map(lambda a, b: jnp.concatenate((a, b)), outputs, last)
         sums = jax.tree.map(jnp.add, sums, terms)
-    return per_row, sums
+    return outputs, sums
 
 
-def map_counted(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan, order: Order) -> tuple[Any, Any]:
+def map_unmasked(f: Callable[[Any], tuple[Any, Any]], arrays: Any, plan: ChunkPlan, order: Order) -> tuple[Any, Any]:
     """`map_chunks` in an `order`, over the chunks that have unmasked rows; the results of other chunks are 0.
 
-    A bool array among `rows` is False where there is no row. Under `jax.vmap` over the order every chunk is run.
+    A bool array among `arrays` is False where there is no row. Under `jax.vmap` over the order every chunk is run.
     """
-    num_blocks, own = order.row.shape[0], plan.size // order.row.shape[0]
-    rows = jax.tree.map(lambda a: a.reshape(*order.place.shape, *a.shape[1:]), rows)
+    num_blocks, per_block = order.row.shape[0], plan.size // order.row.shape[0]
+    arrays = jax.tree.map(lambda a: a.reshape(*order.place.shape, *a.shape[1:]), arrays)
 
     def of_block(a: Array, row: Array) -> Array:
         if a.dtype == jnp.bool_:
@@ -199,10 +199,10 @@ def map_counted(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan,
         return jnp.take(a, row, 0, mode="clip")
 
     def run(i: Array) -> tuple[Any, Any]:
-        row = lax.dynamic_slice_in_dim(order.row, i * own, own, 1)
-        taken = jax.tree.map(lambda a: jax.vmap(of_block)(a, row), rows)
-        per_row, terms = f(jax.tree.map(lambda a: a.reshape(plan.size, *a.shape[2:]), taken))
-        return jax.tree.map(lambda a: a.reshape(num_blocks, own, *a.shape[1:]), per_row), terms
+        row = lax.dynamic_slice_in_dim(order.row, i * per_block, per_block, 1)
+        taken = jax.tree.map(lambda a: jax.vmap(of_block)(a, row), arrays)
+        outputs, terms = f(jax.tree.map(lambda a: a.reshape(plan.size, *a.shape[2:]), taken))
+        return jax.tree.map(lambda a: a.reshape(num_blocks, per_block, *a.shape[1:]), outputs), terms
 
     of_none, no_terms = zeros_of(jax.eval_shape(run, jnp.int32(0)))
 
@@ -210,16 +210,16 @@ def map_counted(f: Callable[[Any], tuple[Any, Any]], rows: Any, plan: ChunkPlan,
     @partial(jax.checkpoint, prevent_cse=False)
     def step(sums: Any, i: Array) -> tuple[Any, Any]:
         def added(sums: Any) -> tuple[Any, Any]:
-            per_row, terms = run(i)
-            return jax.tree.map(jnp.add, sums, terms), per_row
+            outputs, terms = run(i)
+            return jax.tree.map(jnp.add, sums, terms), outputs
 
         return lax.cond(i < order.number, added, lambda sums: (sums, of_none), sums)
 
-    sums, per_row = lax.scan(step, no_terms, jnp.arange(plan.number, dtype=jnp.int32))
+    sums, outputs = lax.scan(step, no_terms, jnp.arange(plan.number, dtype=jnp.int32))
 
     def in_place(a: Array) -> Array:
-        a = jnp.moveaxis(a, 0, 1).reshape(num_blocks, plan.number * own, *a.shape[3:])
+        a = jnp.moveaxis(a, 0, 1).reshape(num_blocks, plan.number * per_block, *a.shape[3:])
         a = jax.vmap(lambda a, place: jnp.take(a, place, 0, mode="clip"))(a, order.place)
         return a.reshape(math.prod(order.place.shape), *a.shape[2:])
 
-    return jax.tree.map(in_place, per_row), sums
+    return jax.tree.map(in_place, outputs), sums

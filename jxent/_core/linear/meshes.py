@@ -52,18 +52,18 @@ class Placement(NamedTuple):
     def _spec(self, name: str, of: Any) -> P | None:
         if of is None:
             return None
-        rows, classes = self.row_entries, self.class_axes or None
+        row_entries, classes = self.row_entries, self.class_axes or None
         if name in ("kernel", "teacher_kernel"):
             transposed = self.transpose_kernel if name == "kernel" else self.teacher_transpose_kernel
             return P(classes, None) if transposed else P(None, classes)
         if name in ("hidden", "teacher_hidden"):
-            return P(*rows, None)
+            return P(*row_entries, None)
         if name == "labels" and not self.are_ids:
-            return P(*rows, classes)
+            return P(*row_entries, classes)
         if name in ("bias", "class_weight", "teacher_bias"):
             return P(classes)
         scalars = "logit_scale", "logit_softcap", "smoothing", "z_loss", "inverse_temperature"
-        return P() if name in scalars else P(*rows)
+        return P() if name in scalars else P(*row_entries)
 
 
 def placement_of(
@@ -146,15 +146,15 @@ def on_devices(placement: Placement | None, f: Callable[..., Any], arguments: An
     if placement is None:
         return f(*arguments)
     mesh, split, in_specs = placement.mesh, placement.split_axes, placement.specs(arguments)
-    others = tuple(name for name in mesh.explicit_axes if name not in split)
+    unsplit = tuple(name for name in mesh.explicit_axes if name not in split)
     out_specs = placement.specs(results)
     if split:
         # Without `mesh`, shard_map takes the mesh of the context, where `auto_axes` has changed the types of axes.
-        of_mesh = {} if others else {"mesh": mesh}
+        of_mesh = {} if unsplit else {"mesh": mesh}
         f = jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(split), **of_mesh)
-    if others:
+    if unsplit:
         shardings = jax.tree.map(partial(NamedSharding, mesh), out_specs)
-        f = jax.sharding.auto_axes(f, axes=others, out_sharding=shardings)
+        f = jax.sharding.auto_axes(f, axes=unsplit, out_sharding=shardings)
     return f(*arguments)
 
 

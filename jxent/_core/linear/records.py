@@ -111,16 +111,16 @@ class Cotangents(NamedTuple):
 class Gradients(NamedTuple):
     """None for gradients that are not requested."""
 
-    rows: PerRow
+    per_row: PerRow
     shared: Shared
 
 
-def mapped(f: Callable[..., Any], arguments: Any, *others: Any) -> Any:
+def mapped(f: Callable[..., Any], arguments: Any, *more: Any) -> Any:
     """Applies `f` to each field that is not None, and to each entry of a field that is a tuple."""
 
-    def of(field: Any, *rest: Any) -> Any:
+    def apply(field: Any, *rest: Any) -> Any:
         if field is None:
             return None
-        return tuple(map(of, field, *rest)) if isinstance(field, tuple) else f(field, *rest)
+        return tuple(map(apply, field, *rest)) if isinstance(field, tuple) else f(field, *rest)
 
-    return type(arguments)(*map(of, arguments, *others))
+    return type(arguments)(*map(apply, arguments, *more))

@@ -65,9 +65,9 @@ def row_state(
         sums = Sums(axis, logits, q, row_max, w)
         if ids is None or wanted.top or wanted.dot:
             top = sums.top()
-            excess = sums.of_others(top)
+            excess = sums.of_all_but(top)
         else:
-            excess = sums.of_others(ids, shared=shares_exp(wanted, axis, logits))
+            excess = sums.of_all_but(ids, shared=shares_exp(wanted, axis, logits))
             excess = excess + jnp.where(ids < 0, -1, jnp.expm1(entry - row_max))
     targets = {
         name: TargetState(**{f: sums.of(_FIELDS[f], TARGETS[name]) for f in fields}, mass=sums.of(TARGETS[name]))
@@ -107,13 +107,13 @@ class Sums:
     def of(self, term: Callable[..., Array], *more: Any) -> Array:
         return self._reduced(term(self._next(), self.axis, *more), 0, lax.add, jnp.sum)
 
-    def of_others(self, excluded: Array, shared: bool = False) -> Array:
+    def of_all_but(self, excluded: Array, shared: bool = False) -> Array:
         """exp(d) summed over all classes but the excluded one."""
         # XLA:CPU (jaxlib 0.10) gets windows of constant ids wrong. With this select they are not constant.
         excluded = jnp.where(jnp.isnan(self.operands.row_max), -1, excluded).astype(self.operands.one.dtype)
         places = {"position": self._positions(), "excluded": excluded * _UNIT}
         operands = self.operands._replace(**places) if shared else self._next(**places)
-        return self._reduced(_exp_of_others(operands, self.axis), 0, lax.add, jnp.sum)
+        return self._reduced(_exp_of_all_but(operands, self.axis), 0, lax.add, jnp.sum)
 
     def top(self) -> Array:
         terms = _position_at_max(self._next(position=self._positions()), self.axis)
@@ -186,28 +186,28 @@ def _from_windows(logits: Array, axis: int) -> tuple[Array, Array, Array]:
     num_classes, dtype = logits.shape[axis], compute_dtype(logits.dtype)
     # Memory per row: two numbers per window, and the classes of one window. The total is least near √V.
     width = 1 << (math.isqrt(num_classes).bit_length() - 1)
-    highest = _windows(logits, axis, width, -jnp.inf, lax.max)
-    row_max = lax.optimization_barrier(jnp.max(highest, axis, keepdims=True))
-    own = jnp.argmax(highest == row_max, axis, keepdims=True).astype(jnp.int32)
+    window_max = _windows(logits, axis, width, -jnp.inf, lax.max)
+    row_max = lax.optimization_barrier(jnp.max(window_max, axis, keepdims=True))
+    max_window = jnp.argmax(window_max == row_max, axis, keepdims=True).astype(jnp.int32)
     x, row_max = lax.optimization_barrier((logits, row_max.astype(dtype)))
     sums = _windows(jnp.exp(x.astype(dtype) - row_max), axis, width, 0, lax.add)
     # A select, because XLA:CPU (jaxlib 0.10) would fuse a product into the windows' sums and take four times as long.
-    others = jnp.sum(jnp.where(class_ids(sums.shape, axis) == own, 0, sums), axis)
+    other_windows = jnp.sum(jnp.where(class_ids(sums.shape, axis) == max_window, 0, sums), axis)
 
-    first = jnp.minimum(own * width, num_classes - width)
+    first = jnp.minimum(max_window * width, num_classes - width)
     near = _slices(logits, first, width, axis).astype(dtype)
     ids = first + class_ids(near.shape, axis)
     top = jnp.min(jnp.where(near == row_max, ids, num_classes), axis, keepdims=True)
-    is_counted = (ids != top) & (ids >= own * width)
-    exp_near = jnp.sum(jnp.where(is_counted, jnp.exp(near - row_max), 0), axis)
-    excess = lax.optimization_barrier(others) + lax.optimization_barrier(exp_near)
+    is_summed = (ids != top) & (ids >= max_window * width)
+    exp_near = jnp.sum(jnp.where(is_summed, jnp.exp(near - row_max), 0), axis)
+    excess = lax.optimization_barrier(other_windows) + lax.optimization_barrier(exp_near)
     return jnp.squeeze(row_max, axis), excess, jnp.squeeze(top, axis)
 
 
 def _slices(x: Array, first: Array, width: int, axis: int) -> Array:
     """`width` entries of `x` along `axis` in each row, starting at that row's `first`."""
-    rows = tuple(i for i in range(x.ndim) if i != axis)
-    numbers = lax.GatherDimensionNumbers((axis,), (), (axis,), rows, tuple(range(len(rows))))
+    row_axes = tuple(i for i in range(x.ndim) if i != axis)
+    numbers = lax.GatherDimensionNumbers((axis,), (), (axis,), row_axes, tuple(range(len(row_axes))))
     sizes = tuple(width if i == axis else 1 for i in range(x.ndim))
     first = jnp.expand_dims(jnp.squeeze(first, axis), -1)
     # Read 16-bit floats as integers, or XLA:CPU converts all of a bfloat16 `x` beforehand.
@@ -233,7 +233,7 @@ def _position_at_max(o: Operands, axis: int) -> Array:
     return along(o.position, o.logits.ndim, axis) + _below_max(finite, axis)
 
 
-def _exp_of_others(o: Operands, axis: int) -> Array:
+def _exp_of_all_but(o: Operands, axis: int) -> Array:
     """exp(d), or 0 at the excluded id."""
     # The square of the distance is at most 1, so its ceiling is 1, or 0 at the excluded id.
     distance = along(o.position, o.logits.ndim, axis) - jnp.expand_dims(o.excluded, axis)

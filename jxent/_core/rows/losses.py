@@ -45,11 +45,11 @@ def entry_rows(log_prob: Array, targets: Targets) -> dict[str, TargetRows]:
     entries, weight = targets.entries, targets.label_weight
     assert entries is not None
 
-    def of(t: Array) -> TargetRows:
+    def target_rows(t: Array) -> TargetRows:
         miss = jnp.sum(t * _miss_of_id(-log_prob), -1)
         return TargetRows(jnp.sum(t, -1), None, -jnp.sum(weighed_log(t, log_prob), -1), miss)
 
-    return {"label": of(entries if weight is None else weight * entries), "plain": of(entries)}
+    return {"label": target_rows(entries if weight is None else weight * entries), "plain": target_rows(entries)}
 
 
 def _log_probs_at(rows: Rows, logits: Array, targets: Targets) -> Array:
@@ -67,9 +67,9 @@ def _log_probs_at(rows: Rows, logits: Array, targets: Targets) -> Array:
     log_prob = jnp.where(targets.labels == top, -nll, entry - row_max - log_sum)
     # A factor, because a selected NaN has no gradient.
     log_prob = jnp.where(targets.labels == -1, jnp.nan, 1) * log_prob
-    counts = targets.labels > -2
-    counts = counts if where is None else counts & jnp.expand_dims(where, -1)
-    return jnp.where(counts, log_prob, 0)
+    is_kept = targets.labels > -2
+    is_kept = is_kept if where is None else is_kept & jnp.expand_dims(where, -1)
+    return jnp.where(is_kept, log_prob, 0)
 
 
 def _wanted(targets: Targets, miss: bool, aux: bool) -> Wanted:

@@ -54,7 +54,7 @@ def probability_rows(scores: Array, targets: Targets, *, are_probs: bool) -> Row
         of_spread.append(both * smoothing / (scores.shape[axis] * SHARE))
     ones = jnp.ones(row_shape(scores, axis), compute_dtype(scores.dtype))
     weights = {
-        name: lax.stop_gradient(_counted(scaled(ones, targets.sample_weight, *factors), where))
+        name: lax.stop_gradient(_masked(scaled(ones, targets.sample_weight, *factors), where))
         for name, factors in (("label", of_label), ("spread", of_spread))
     }
     nll = _nll(axis, are_probs, scores, labels, where, weights["label"]) if targets.are_ids else None
@@ -80,7 +80,7 @@ def _nll(axis: int, are_probs: bool, scores: Array, ids: Array, where: Array | N
     entry = _entry(scores, ids, axis).astype(weight.dtype)
     entry = entry if where is None else jnp.where(where, entry, 1)
     entry = _checked(entry, are_probs)
-    return _counted(-clamped_log(entry, lowest_divisor(weight, scores.dtype)) if are_probs else -entry, where)
+    return _masked(-clamped_log(entry, lowest_divisor(weight, scores.dtype)) if are_probs else -entry, where)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -107,11 +107,11 @@ def _log_probs_at(scores: Array, targets: Targets, entries: Array, weight: Array
     entry = _entries(scores, targets.labels, targets.axis).astype(weight.dtype)
     entry = _checked(entry if where is None else jnp.where(where, entry, 1), are_probs)
     if not are_probs:
-        return _counted(entry, where)
+        return _masked(entry, where)
     # An id may occur K times, and its slopes add up.
     coefficient = entry.shape[-1] * jnp.abs(entries if targets.label_weight is None else entries * targets.label_weight)
     lowest = lowest_divisor(jnp.max(coefficient, -1, keepdims=True) * weight[..., None], scores.dtype)
-    return _counted(clamped_log(entry, lowest), where)
+    return _masked(clamped_log(entry, lowest), where)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -167,7 +167,7 @@ def _target_rows(
 
 def _rows_of(states: dict[str, TargetState], where: Array | None) -> dict[str, TargetRows]:
     rows = {name: TargetRows(t.mass, None, None if t.dot is None else -t.dot, None) for name, t in states.items()}
-    return jax.tree.map(lambda field: _counted(field, where), rows)
+    return jax.tree.map(lambda field: _masked(field, where), rows)
 
 
 def _states(
@@ -199,8 +199,8 @@ def _checked(x: Array, are_probs: bool) -> Array:
     return x * (1 + 0 * lax.stop_gradient(poison))
 
 
-def _counted(of_row: Array, where: Array | None) -> Array:
-    return of_row if where is None else jnp.where(where, of_row, 0)
+def _masked(per_row: Array, where: Array | None) -> Array:
+    return per_row if where is None else jnp.where(where, per_row, 0)
 
 
 def lowest_divisor(coefficient: Array | int, dtype: Any) -> Array | float:

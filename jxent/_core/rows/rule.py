@@ -93,9 +93,9 @@ def _softmax_rows_jvp(config: Config, primals: Any, tangents: Any) -> tuple[Rows
     rows = softmax_rows(config, *primals)
     if config.nll_of_top:
         primals = primals[0], rows.top, *primals[2:]
-    moving = (None if isinstance(tangents[i], SymbolicZero) else tangents[i] for i in (0, 2, 3))
+    perturbed = (None if isinstance(tangents[i], SymbolicZero) else tangents[i] for i in (0, 2, 3))
     tangent_map = jax.checkpoint(partial(_tangents, config), prevent_cse=False)
-    d_rows = tangent_map(rows._replace(top=None), *primals, *moving)
+    d_rows = tangent_map(rows._replace(top=None), *primals, *perturbed)
     return rows, d_rows._replace(top=None if rows.top is None else zero_from_primal(rows.top, symbolic_zeros=True))
 
 
@@ -152,17 +152,17 @@ def _tangents(
     rows, mask = jax.tree.map(lambda field: jnp.expand_dims(field, axis), (rows, where))
     u, zero = rows.excess, jnp.zeros_like(rows.excess)
 
-    def counted(values: Array, fill: float = 0) -> Array:
+    def masked(values: Array, fill: float = 0) -> Array:
         values = values.astype(u.dtype)
         return values if mask is None else jnp.where(mask, values, fill)
 
     # A masked row becomes one of dead classes with targets of 0, so that its slopes are exactly 0.
-    x = counted(logits, -jnp.inf)
-    d = counted(logits.astype(u.dtype) - rows.row_max, -jnp.inf)
+    x = masked(logits, -jnp.inf)
+    d = masked(logits.astype(u.dtype) - rows.row_max, -jnp.inf)
     exp_d = _exp(logits.astype(u.dtype) - rows.row_max, mask)
 
     def targets_of(q: Array | None, w: Array | None) -> dict[str, Array]:
-        q, w = None if q is None else counted(q), None if w is None else counted(along(w, x.ndim, axis))
+        q, w = None if q is None else masked(q), None if w is None else masked(along(w, x.ndim, axis))
         return state.dense_targets(wanted, x, q, w)
 
     def total(slope: Array, tangent: Array | None) -> Array:
@@ -229,11 +229,11 @@ def _target_tangents(
 
 def _jvp_by_some(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     """`jax.jvp`, but a tangent may be None for zero; if all are None, so is the tangent of the result."""
-    moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
-    if not moving:
+    perturbed = [i for i, tangent in enumerate(tangents) if tangent is not None]
+    if not perturbed:
         return f(*primals), None
 
-    def of_moving(*values: Array) -> Any:
-        return f(*(values[moving.index(i)] if i in moving else primal for i, primal in enumerate(primals)))
+    def of_perturbed(*values: Array) -> Any:
+        return f(*(values[perturbed.index(i)] if i in perturbed else primal for i, primal in enumerate(primals)))
 
-    return jax.jvp(of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))
+    return jax.jvp(of_perturbed, tuple(primals[i] for i in perturbed), tuple(tangents[i] for i in perturbed))

@@ -106,14 +106,14 @@ def lowered(part: RowState, gap: Array) -> tuple[Any, ...]:
     """The targets, 1 + u and e of a part, rescaled to a maximum that is `gap` ≥ 0 above its own."""
     scale, total = jnp.exp(-gap), 1 + part.excess
 
-    def of(t: TargetState) -> TargetState:
+    def rescaled(t: TargetState) -> TargetState:
         missed = None if t.missed is None else scale * t.missed - jnp.expm1(-gap) * t.mass
         below = None if t.below is None else jnp.where(gap > 0, t.mass, t.below)
         dot = None if t.dot is None else t.dot - jnp.where(t.mass == 0, 0, gap * t.mass)  # 0 · log 0 = 0
         return TargetState(missed, below, dot, t.mass)
 
     dot = None if part.dot is None else jnp.where(scale == 0, 0, scale * (part.dot - gap * total))
-    return {name: of(t) for name, t in part.targets.items()}, scale * total, dot
+    return {name: rescaled(t) for name, t in part.targets.items()}, scale * total, dot
 
 
 def merged_over(
@@ -125,19 +125,19 @@ def merged_over(
     if axis_name is None:
         return state, entry
     row_max = lax.pmax(state.row_max, axis_name)
-    is_highest = state.row_max == row_max
-    seen = lowered(state, jnp.where(is_highest, 0, row_max - state.row_max))
-    sums = jax.tree.map(partial(jnp.where, is_highest), state[:3], seen)
+    holds_max = state.row_max == row_max
+    seen = lowered(state, jnp.where(holds_max, 0, row_max - state.row_max))
+    sums = jax.tree.map(partial(jnp.where, holds_max), state[:3], seen)
     # B gets its own sum, so that XLA can drop it when no derivative is taken.
     below = summed({name: t.below for name, t in sums[0].items()}, axis_name)
     sums = {name: t._replace(below=None) for name, t in sums[0].items()}, *sums[1:]
-    (targets, excess, dot), num_highest, entry = summed((sums, is_highest.astype(row_max.dtype), entry), axis_name)
+    (targets, excess, dot), num_holding, entry = summed((sums, holds_max.astype(row_max.dtype), entry), axis_name)
     targets = {name: t._replace(below=below[name]) for name, t in targets.items()}
     top = state.top
     if top is not None:
-        of_all = lax.axis_index(axis_name) * num_classes + top
-        top = lax.pmin(jnp.where(is_highest, of_all, jnp.iinfo(jnp.int32).max), axis_name)
-    return RowState(targets, excess + (num_highest - 1), dot, row_max, top), entry
+        global_top = lax.axis_index(axis_name) * num_classes + top
+        top = lax.pmin(jnp.where(holds_max, global_top, jnp.iinfo(jnp.int32).max), axis_name)
+    return RowState(targets, excess + (num_holding - 1), dot, row_max, top), entry
 
 
 # What follows from a state. The slopes are derivatives with respect to the logit of one class: `d` and `t` belong to
