@@ -110,7 +110,7 @@ def effective_number_weights(counts: ArrayLike, *, beta: Scalar = 0.999) -> Arra
 
     Args:
         counts: `[V]`, how often each class occurs; floating or integer, as `class_counts` gives them.
-        beta: β in [0, 1], a number or a traced scalar (not checked). A Python number is evaluated in double precision,
+        beta: β in [0, 1], a number or a traced scalar (unchecked). A Python number is evaluated in double precision,
             because 1 − β loses most of its digits in float32 when β is near 1.
 
     Returns:
@@ -157,7 +157,7 @@ def log_prior_adjustment(counts: ArrayLike, *, tau: Scalar = 1.0) -> Array:
 
     Args:
         counts: `[V]`, how often each class occurs; floating or integer, as `class_counts` gives them.
-        tau: τ ≥ 0, a number or a traced scalar (not checked).
+        tau: τ ≥ 0, a number or a traced scalar (unchecked).
 
     Returns:
         `[V]`, in `promote(counts.dtype, float32)` (float32 for integers). A class that never occurs gets −inf, which

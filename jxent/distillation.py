@@ -71,7 +71,7 @@ def softmax_distillation(
         logits: the student's, `[..., V, ...]` with V at `axis`, any floating dtype. Their dtype alone sets the result
             dtype, `promote(logits.dtype, float32)`.
         teacher_logits: the shape of `logits`, any floating dtype; treated as a constant.
-        temperature: T, a positive number or a traced scalar (not checked). Default: 1. On a CPU it makes a float32 copy
+        temperature: T, a positive number or a traced scalar (unchecked). Default: 1. On a CPU it makes a float32 copy
             of bfloat16 and float16 logits.
         beta: β in [0, 1], a static number.
         sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
@@ -222,7 +222,7 @@ def linear_softmax_distillation(
         transpose_kernel: whether the kernel is `[V, D]`.
         teacher_bias: `[V]`, added to the teacher's logits; a constant. Default: none.
         teacher_transpose_kernel: whether the teacher's kernel is `[V, E]`.
-        temperature: T, a positive number or a traced scalar (not checked). Default: 1.
+        temperature: T, a positive number or a traced scalar (unchecked). Default: 1.
         beta: β in [0, 1], a static number: 0 for KL(t‖s), 1 for KL(s‖t), between for the generalised Jensen-Shannon
             divergence.
         sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.

@@ -127,12 +127,12 @@ def linear_softmax_cross_entropy(
             runs of them. A batch of masks under `jax.vmap` runs all chunks. Default: no mask.
         ignore_index: a static integer; rows with this id are masked, and cost as little. Not for distributions.
             Default: none.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (not checked): q ← (1−ε)·q + ε/V', where V' counts the
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): q ← (1−ε)·q + ε/V', where V' counts the
             logits above −inf in the row.
         z_loss: the factor of log_z², a number or a traced scalar. Class weights do not apply to this term.
         logit_scale: a factor on `hidden @ kernel`, in the result dtype: the inverse of a temperature. A number or a
             traced scalar, which may be learned. Default: 1.
-        logit_softcap: the cap, a positive number or a traced scalar (not checked); inf is none. Default: none.
+        logit_softcap: the cap, a positive number or a traced scalar (unchecked); inf means no cap. Default: no cap.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
         vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
             `kernel`, `bias`, distributions and `class_weight` are then one device's part, where device i holds the

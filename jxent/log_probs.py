@@ -239,7 +239,7 @@ def linear_softmax_log_probs(
             none.
         logit_scale: a factor on `hidden @ kernel`, in the result dtype: the inverse of the sampling temperature. A
             number or a traced scalar. Default: 1.
-        logit_softcap: the cap, a positive number or a traced scalar (not checked); inf is none. Default: none.
+        logit_softcap: the cap, a positive number or a traced scalar (unchecked); inf means no cap. Default: no cap.
         vocab_axis_name: as in `linear_softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the
             classes.
         return_entropy: whether to return a `LogProbs`, with the entropy.
@@ -381,7 +381,7 @@ def linear_softmax_loss(
         ignore_index: a static integer; rows with this id are masked. Default: none.
         logit_scale: a factor on `hidden @ kernel`, in the result dtype: the inverse of the sampling temperature. A
             number or a traced scalar. Default: 1.
-        logit_softcap: the cap, a positive number or a traced scalar (not checked); inf is none. Default: none.
+        logit_softcap: the cap, a positive number or a traced scalar (unchecked); inf means no cap. Default: no cap.
         reduction: "mean", "sum", "partial", or "none" for a loss per row, whose backward pass computes the logits
             again.
         vocab_axis_name: as in `linear_softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the

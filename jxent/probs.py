@@ -70,7 +70,7 @@ def cross_entropy_from_probs(
         where: bool, shaped like `sample_weight`; rows where it is False are masked, as in `softmax_cross_entropy`.
             Default: no mask.
         ignore_index: a static integer; rows with this id are masked. Not for distributions. Default: none.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (not checked): q ← (1−ε)·q + ε/V.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): q ← (1−ε)·q + ε/V.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
 
@@ -169,7 +169,7 @@ def cross_entropy_from_log_probs(
         where: bool, shaped like `sample_weight`; rows where it is False are masked, as in `softmax_cross_entropy`.
             Default: no mask.
         ignore_index: a static integer; rows with this id are masked. Not for distributions. Default: none.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (not checked): q ← (1−ε)·q + ε/V', where V' counts the
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): q ← (1−ε)·q + ε/V', where V' counts the
             log-probabilities above −inf in the row.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
@@ -274,7 +274,7 @@ def binary_cross_entropy_from_probs(
             1.
         where: bool, shaped like `sample_weight`. Elements where it is False are masked: exactly 0 in value and in every
             gradient, whatever they hold. Default: no mask.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (not checked): y ← (1−ε)·y + ε/2.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): y ← (1−ε)·y + ε/2.
         reduction: "none" for a loss per element, "sum", "mean" or "partial", as in `sigmoid_binary_cross_entropy`.
 
     Returns:

@@ -61,7 +61,7 @@ def sigmoid_binary_cross_entropy(
             Default: 1.
         where: bool, shaped like `sample_weight`. Elements where it is False (missing labels) are masked: exactly 0 in
             value and in every gradient, whatever they hold. Default: no mask.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (not checked): y ← (1−ε)·y + ε/2.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): y ← (1−ε)·y + ε/2.
         reduction: "none" for a loss per element, "sum", "mean" or "partial" (see Returns).
 
     Returns:
@@ -149,7 +149,7 @@ def sigmoid_focal_loss(
             than 0 and 1 makes its loss and gradient NaN, unless the element is masked.
         alpha: α in [0, 1], the weight of a positive label; a negative one weighs 1 − α. A scalar, or `[K]` for the
             columns of the last axis; may be traced (an array is not checked). Default: both weigh 1.
-        gamma: γ ≥ 0, a number or a traced scalar (not checked); 0 is binary cross entropy.
+        gamma: γ ≥ 0, a number or a traced scalar (unchecked); 0 is binary cross entropy.
         sample_weight: the weight of each element: the shape of `logits`, or the same rank with axes of size 1.
             Default: 1.
         where: bool, shaped like `sample_weight`; elements where it is False (missing labels) are masked, as in

@@ -124,7 +124,7 @@ def softmax_cross_entropy(
     Args:
         logits: `[..., V, ...]` with V at `axis`, any floating dtype; every other axis is a row axis, and there may be
             none. Its dtype alone sets the result dtype, `promote(logits.dtype, float32)`. bfloat16 and float16 logits
-            are never copied whole to float32 (but XLA on the CPU does so with float16 before any sum, and may with at
+            are not copied whole to float32 (but XLA on the CPU does so with float16 before any sum, and may with at
             most eight classes).
         labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`;
             or `SparseLabels`. Never broadcast. An id outside [0, V) makes the loss and gradient of its row NaN, unless
@@ -134,7 +134,7 @@ def softmax_cross_entropy(
         where: bool, shaped like `sample_weight`. Rows where it is False are masked: exactly 0 in value and in every
             gradient, whatever they hold. A sample weight of 0 does not promise that (0·NaN is NaN). Default: no mask.
         ignore_index: a static integer; rows with this id are masked. Not for distributions. Default: none.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (not checked): q ← (1−ε)·q + ε/V', where V' counts the
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): q ← (1−ε)·q + ε/V', where V' counts the
             logits above −inf in the row.
         z_loss: the factor of log_z², a number or a traced scalar. Class weights do not apply to this term.
         axis: the class axis.
@@ -254,7 +254,7 @@ def softmax_focal_loss(
         logits: `[..., V, ...]` with V at `axis`, any floating dtype; as in `softmax_cross_entropy`.
         labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`;
             or `SparseLabels`. Never broadcast; bad ids as in `softmax_cross_entropy`.
-        gamma: γ ≥ 0, a number or a traced scalar (not checked); 0 is cross entropy.
+        gamma: γ ≥ 0, a number or a traced scalar (unchecked); 0 is cross entropy.
         class_weight: `[V]`, the weight w_c of each class (the α of the paper). Default: 1.
         sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
         where: bool, shaped like `sample_weight`; rows where it is False are masked, as in `softmax_cross_entropy`.

@@ -60,7 +60,7 @@ def cross_entropy(
         ignore_index: a static integer; rows with this id are masked. Must be negative with distributions.
         reduce: deprecated, use `reduction`. False: "none", whatever `size_average` is. Default: unset.
         reduction: "none", "sum" or "mean"; overridden if `size_average` or `reduce` is given.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (not checked).
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked).
 
     Returns:
         "none" gives a loss per row, in the shape of the rows; "sum" their sum; "mean" the sum divided by the Σ w_y of

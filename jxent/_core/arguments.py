@@ -265,19 +265,19 @@ def as_sparse_labels(
     fn: str, scores_name: str, scores: Array, axis: int, ids: Any, weights: Any
 ) -> tuple[Array, Array]:
     """Ids `[..., K]`, and weights of the same shape in the compute dtype."""
-    ids, _ = as_labels(fn, "ids of labels", ids, None)
-    check_ids_dtype(fn, "ids of labels", ids.dtype)
-    weights = as_array(fn, "weights of labels", weights)
+    ids, _ = as_labels(fn, "labels.ids", ids, None)
+    check_ids_dtype(fn, "labels.ids", ids.dtype)
+    weights = as_array(fn, "labels.weights", weights)
     expected = row_shape(scores, axis)
     if not ids.ndim or ids.shape[:-1] != expected or not ids.shape[-1]:
         raise ValueError(
-            f"{fn}: ids of labels has shape {ids.shape}; expected {(*expected, 'K')}, K ids per row, to go with "
+            f"{fn}: labels.ids has shape {ids.shape}; expected {(*expected, 'K')}, K ids per row, to go with "
             f"{scores_name} of shape {scores.shape}"
         )
     if not jnp.issubdtype(weights.dtype, jnp.floating):
-        raise TypeError(f"{fn}: weights of labels must have a floating dtype; got {weights.dtype.name}")
+        raise TypeError(f"{fn}: labels.weights must have a floating dtype; got {weights.dtype.name}")
     if weights.shape != ids.shape:
-        raise ValueError(f"{fn}: weights of labels has shape {weights.shape}; expected that of its ids, {ids.shape}")
+        raise ValueError(f"{fn}: labels.weights has shape {weights.shape}; expected that of labels.ids, {ids.shape}")
     return ids, weights.astype(compute_dtype(scores.dtype))
 
 
@@ -502,7 +502,7 @@ def as_chunk_size(fn: str, value: Any) -> int | None:
         return None
     size = as_integer(fn, "chunk_size", value)
     if size < 1:
-        raise ValueError(f"{fn}: chunk_size must be at least 1, or None for what the byte budget allows; got {size}")
+        raise ValueError(f"{fn}: chunk_size must be at least 1, or None for the default; got {size}")
     return size
 
 

@@ -154,7 +154,7 @@ def check_targets(
 
     of_rows = {"labels": labels} if is_ids(labels) else {}
     arguments.check_same_over(
-        fn, vocab_axis_name, **of_rows, where=where, sample_weight=sample_weight, **{"weights of labels": entries}
+        fn, vocab_axis_name, **of_rows, where=where, sample_weight=sample_weight, **{"labels.weights": entries}
     )
     if ignored is not None and not (is_ids(labels) and entries is None):
         came = f"{labels.dtype.name}{list(labels.shape)}" if entries is None else "SparseLabels"

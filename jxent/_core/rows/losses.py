@@ -147,7 +147,7 @@ def _miss_of_id(nll: Array) -> Array:
     return -jnp.expm1(-nll)
 
 
-# jax's own rule is 1 + expm1(−nll), which in float32 is 0 for losses above 17.
+# jax's own rule is 1 + expm1(−nll), which in float32 is 0 for losses of 17 and more.
 def _miss_of_id_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (nll,), (d_nll,) = primals, tangents
     return _miss_of_id(nll), jnp.exp(-nll) * d_nll
