@@ -1,4 +1,4 @@
-"""Cross entropy for JAX: right on every row, complete, lean, and at home in JAX."""
+"""Cross entropy for JAX: accurate on every row, complete, lean, and a good fit for JAX."""
 
 from jxent import torch_compat as torch_compat
 from jxent.class_weights import balanced_class_weights as balanced_class_weights

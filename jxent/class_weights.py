@@ -1,4 +1,4 @@
-"""How often each class occurs, and what to make of it: weights for `class_weight`, or an adjustment of the logits."""
+"""Class counts, and what they give: weights for `class_weight`, or an adjustment of the logits."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from jxent._core.targets import checked_ids
 
 @naming_arguments
 def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None = None) -> Array:
-    """How many of the labels are of each class.
+    """Counts the labels of each class.
 
-    Counts add up over batches and devices: sum them, or `jax.lax.psum` them, before making weights of them.
+    Counts add up over batches and devices: sum them, or `jax.lax.psum` them, before turning them into weights.
 
     Args:
-        labels: class ids, integers of any shape. An id outside [0, V) that counts makes every count NaN: a typing error
-            in the data or a forgotten mask shows, as it does in the losses.
+        labels: class ids, integers of any shape. An unmasked id outside [0, V) makes every count NaN, so that corrupt
+            data or a forgotten mask shows, as in the losses.
         num_classes: V, a static integer.
-        where: bool, the shape of `labels`, or its rank with axes of size 1. Labels that are False are not counted,
-            whatever they hold: `where=labels != -100`. Default: all count.
+        where: bool, the shape of `labels`, or the same rank with axes of size 1. Labels where it is False are left out,
+            whatever they hold: `where=labels != -100`. Default: no mask.
 
     Returns:
-        `[V]`, float32; counted in integers, so exact up to 2²⁴, and rounded once beyond.
+        `[V]`, float32: counted in integers, so exact up to 2²⁴, and rounded once beyond.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (labels that are no integers, a traced `num_classes`).
+        TypeError: an argument has the wrong dtype or type (labels that are not integers, a traced `num_classes`).
         ValueError: a shape does not fit, or `num_classes` is below 1.
 
     Gradients:
-        None: integers have no derivative.
+        None: the labels are integers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,9 +64,9 @@ def class_counts(labels: ArrayLike, num_classes: int, *, where: ArrayLike | None
 
 @naming_arguments
 def balanced_class_weights(counts: ArrayLike) -> Array:
-    """Class weights under which every class that occurs counts the same in total.
+    """Class weights that give every class that occurs the same total weight.
 
-    With n_c of n labels in class c, and C the number of classes that occur: `n / (C · n_c)`, and 0 for the others.
+    With n_c of n labels in class c, and C the number of classes that occur: `n / (C · n_c)`, or 0 if n_c is 0.
 
     Args:
         counts: `[V]`, how often each class occurs; floating or integer, as `class_counts` gives them.
@@ -75,11 +75,12 @@ def balanced_class_weights(counts: ArrayLike) -> Array:
         `[V]`, in `promote(counts.dtype, float32)` (float32 for integers). Over all labels their mean is 1.
 
     Raises:
-        TypeError: `counts` are no numbers.
-        ValueError: `counts` are not of rank 1.
+        TypeError: `counts` is not numeric.
+        ValueError: `counts` is not of rank 1.
 
     Gradients:
-        By floating `counts`, in both directions and any order. The weight of a class that does not occur is constant.
+        With respect to floating `counts`, in forward and reverse mode, to any order. The weight of a class that does
+        not occur is constant.
 
     Example:
         >>> import jax.numpy as jnp
@@ -102,26 +103,26 @@ def balanced_class_weights(counts: ArrayLike) -> Array:
 
 @naming_arguments
 def effective_number_weights(counts: ArrayLike, *, beta: Scalar = 0.999) -> Array:
-    """Class weights by the effective number of samples: between none and balanced ones.
+    """Class weights from the effective number of samples: between equal and balanced weights.
 
     `(1 − β) / (1 − β^n_c)` for a class that occurs n_c times and 0 for one that does not, scaled so that they sum to C,
-    the number of classes that occur. At β = 0 they are all 1, and at β = 1 they go as 1 / n_c.
+    the number of classes that occur. At β = 0 all are 1; at β = 1 they are proportional to 1 / n_c.
 
     Args:
         counts: `[V]`, how often each class occurs; floating or integer, as `class_counts` gives them.
-        beta: β in [0, 1], a number or a traced scalar (then unchecked). A number is taken in double precision: in
-            float32 one near 1 has few digits left of 1 − β.
+        beta: β in [0, 1], a number or a traced scalar (unchecked). A Python number is evaluated in double precision,
+            because 1 − β loses most of its digits in float32 when β is near 1.
 
     Returns:
         `[V]`, in `promote(counts.dtype, float32)` (float32 for integers).
 
     Raises:
-        TypeError: `counts` or `beta` are no numbers.
-        ValueError: `counts` are not of rank 1, or `beta` is no scalar or not in [0, 1].
+        TypeError: `counts` or `beta` is not numeric.
+        ValueError: `counts` is not of rank 1, or `beta` is not a scalar or not in [0, 1].
 
     Gradients:
-        By floating `counts`, and by `beta` between 0 and 1, in both directions and any order. The weight of a class
-        that does not occur is constant.
+        With respect to floating `counts`, and to `beta` strictly between 0 and 1; forward and reverse mode, to any
+        order. The weight of a class that does not occur is constant.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,7 +142,7 @@ def effective_number_weights(counts: ArrayLike, *, beta: Scalar = 0.999) -> Arra
     log_beta = _log_of_beta(fn, beta, counts.dtype)
     occurs, safe, num_occurring = _occurring(counts)
 
-    # 1 − βⁿ, and its limit for β → 1, in both cases but for a factor that all classes share.
+    # 1 − βⁿ; as β → 1 this is n, up to a factor that cancels in the scaling below.
     effective = jnp.where(log_beta == 0, safe, -jnp.expm1(safe * log_beta))
     weights = jnp.where(occurs, 1 / effective, 0)
     return weights * (num_occurring / _or_1(jnp.sum(weights)))
@@ -149,26 +150,26 @@ def effective_number_weights(counts: ArrayLike, *, beta: Scalar = 0.999) -> Arra
 
 @naming_arguments
 def log_prior_adjustment(counts: ArrayLike, *, tau: Scalar = 1.0) -> Array:
-    """What to add to the logits in training so that they need not learn how frequent the classes are.
+    """Adjustment to add to the logits in training, so that they need not learn class frequencies.
 
-    `τ · log(n_c / n)`: train with `logits + log_prior_adjustment(counts)` and predict from the bare logits; or train
-    plainly and predict from `logits - log_prior_adjustment(counts)`.
+    `τ · log(n_c / n)`: train with `logits + log_prior_adjustment(counts)` and predict from the plain logits; or train
+    on the plain logits and predict from `logits - log_prior_adjustment(counts)`.
 
     Args:
         counts: `[V]`, how often each class occurs; floating or integer, as `class_counts` gives them.
-        tau: τ, at least 0, a number or a traced scalar (then unchecked).
+        tau: τ ≥ 0, a number or a traced scalar (unchecked).
 
     Returns:
-        `[V]`, in `promote(counts.dtype, float32)` (float32 for integers). A class that never occurs has −inf, which
+        `[V]`, in `promote(counts.dtype, float32)` (float32 for integers). A class that never occurs gets −inf, which
         masks it in a loss (0 if τ is 0).
 
     Raises:
-        TypeError: `counts` or `tau` are no numbers.
-        ValueError: `counts` are not of rank 1, or `tau` is no scalar or negative.
+        TypeError: `counts` or `tau` is not numeric.
+        ValueError: `counts` is not of rank 1, or `tau` is not a scalar or is negative.
 
     Gradients:
-        By floating `counts` and by `tau`, in both directions and any order. That of a class that does not occur is
-        constant.
+        With respect to floating `counts` and `tau`, in forward and reverse mode, to any order. The entry of a class
+        that does not occur is constant.
 
     Example:
         >>> import jax.numpy as jnp
@@ -193,13 +194,13 @@ def log_prior_adjustment(counts: ArrayLike, *, tau: Scalar = 1.0) -> Array:
 
 
 def _occurring(counts: Array) -> tuple[Array, Array, Array]:
-    """Which classes occur, the counts with 1 for those that do not, and how many do (at least 1). NaN occurs."""
+    """Which classes occur; the counts, with 1 for 0; and how many occur (at least 1). A NaN count occurs."""
     occurs = counts != 0
     return occurs, _or_1(counts), _or_1(count(occurs, (0,), counts.dtype))
 
 
 def _or_1(values: Array) -> Array:
-    """1 instead of 0, to be divided by where the quotient is not used."""
+    """Replaces 0 by 1, for a divisor whose quotient is not used there."""
     return jnp.where(values == 0, 1, values)
 
 
@@ -221,12 +222,12 @@ def _counts(ids: Array, num_classes: int, where: Array | None) -> Array:
 
 
 def _histogram(ids: Array, num_classes: int, limit: int = INT32_MAX) -> Array:
-    """float32 counts of the ids in [0, num_classes). `limit` is what an int32 count holds."""
+    """float32 counts of the ids in [0, num_classes). `limit` is the most an int32 can count."""
     mesh = jax.typeof(ids).sharding.mesh
     if not mesh.explicit_axes:
         return _scattered(ids, num_classes, limit)
-    # Explicit axes refuse to scatter along one that is split; the partitioner does it. Other axes of the mesh may be those
-    # of a `shard_map` around the call, which are no business of ours.
+    # jax cannot scatter along a split Explicit axis, so let the partitioner do it. Only the Explicit axes: the others
+    # may belong to a `shard_map` around the call.
     scattered = partial(_scattered, num_classes=num_classes, limit=limit)
     whole = NamedSharding(mesh, PartitionSpec())
     partitioned: Any = jax.sharding.auto_axes(scattered, axes=mesh.explicit_axes, out_sharding=whole)
@@ -236,16 +237,16 @@ def _histogram(ids: Array, num_classes: int, limit: int = INT32_MAX) -> Array:
 def _scattered(ids: Array, num_classes: int, limit: int) -> Array:
     num_parts: Any = ids.size // limit + 1
     if isinstance(num_parts, int) and num_parts == 1:
-        # A negative index would count from the end.
+        # A negative index would wrap around.
         bins = jnp.where(ids < 0, num_classes, ids)
         return jnp.zeros(num_classes, jnp.int32).at[bins].add(1, mode="drop").astype(jnp.float32)
     num_bins = num_parts * num_classes
     if isinstance(num_bins, int) and num_bins > INT32_MAX:
         raise ValueError(
-            f"class_counts: labels of shape {ids.shape} are too many to be counted at once with num_classes={num_classes}; "
-            "counts of parts of them add up"
+            f"class_counts: labels of shape {ids.shape} are too many to be counted at once with "
+            f"num_classes={num_classes}; count them in parts and add the counts"
         )
-    # Every num_parts-th label is of one part, so that none has more than the limit.
+    # Part i takes every num_parts-th label from the i-th on, so that none exceeds the limit.
     part = jnp.arange(ids.size, dtype=jnp.uint32) % jnp.asarray(num_parts, jnp.uint32)
     ids = ids.ravel()
     bins = part.astype(jnp.int32) * num_classes + ids

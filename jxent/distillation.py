@@ -1,4 +1,4 @@
-"""How far a student's softmax is from a teacher's."""
+"""The divergence of a student's softmax from a teacher's."""
 
 from __future__ import annotations
 
@@ -58,41 +58,42 @@ def softmax_distillation(
     reduction: str = "none",
     vocab_axis_name: Any = None,
 ) -> Any:
-    """Divergence of a student's softmax from a teacher's, both from logits.
+    """Divergence of a student's softmax from a teacher's, from the logits of both.
 
     With `s = softmax(logits / T)`, `t = softmax(teacher_logits / T)` and M = β·t + (1−β)·s, the loss of a row is
 
         β = 0: KL(t‖s) = Σ_c t_c log(t_c / s_c)        β = 1: KL(s‖t)        between: β·KL(t‖M) + (1−β)·KL(s‖M).
 
-    It is formed without cancellation: where the two nearly agree it keeps its digits, and of equal logits it is 0. It is
-    not multiplied by T², which keeps the gradient's size as T grows: do that where hard labels are mixed in.
+    Nothing in it cancels: it keeps its digits where the two nearly agree, and is 0 for equal logits. It is not
+    multiplied by T², which would keep the size of the gradient as T grows: do that where you mix in hard labels.
 
     Args:
-        logits: of the student, `[..., V, ...]` with V at `axis`, any floating dtype. It alone sets the result dtype,
-            `promote(logits.dtype, float32)`.
-        teacher_logits: the shape of `logits`, any floating dtype; a constant, whatever it was made of.
-        temperature: T, a positive number or a traced scalar (then unchecked). Default: 1. On a CPU, bfloat16 and float16
-            logits are copied to float32 with it.
+        logits: the student's, `[..., V, ...]` with V at `axis`, any floating dtype. Their dtype alone sets the result
+            dtype, `promote(logits.dtype, float32)`.
+        teacher_logits: the shape of `logits`, any floating dtype; treated as a constant.
+        temperature: T, a positive number or a traced scalar (unchecked). Default: 1. On a CPU it makes a float32 copy
+            of bfloat16 and float16 logits.
         beta: β in [0, 1], a static number.
-        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
-            whatever they hold. Default: all rows count.
+        sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`; rows where it is False are masked, as in `softmax_cross_entropy`.
+            Default: no mask.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
         vocab_axis_name: as in `softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the classes.
 
     Returns:
         The row shape for "none", a scalar for "sum" and "mean", a `Mean` for "partial", in the result dtype. A logit of
-        −inf is a class that does not exist: of both, it counts for nothing; of the student alone, KL(t‖s) is inf, and
-        of the teacher alone KL(s‖t).
+        −inf marks a class that does not exist: one that neither has is ignored; if only the student lacks it, KL(t‖s)
+        is inf, and if only the teacher lacks it, KL(s‖t) is.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit; or `vocab_axis_name` is no axis that splits `logits`, or
-            `check_vma` of the `shard_map` is off.
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value; or `vocab_axis_name` names no axis that splits `logits`,
+            or the `shard_map` has `check_vma` off.
 
     Gradients:
-        By `logits`, `temperature` and `sample_weight`, in both directions and any order. By `teacher_logits` none.
+        With respect to `logits`, `temperature` and `sample_weight`; forward and reverse mode, to any order. None with
+        respect to `teacher_logits`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -205,44 +206,44 @@ def linear_softmax_distillation(
     chunk_size: int | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Any:
-    """Divergence of a student's softmax from a teacher's, from the hidden states and kernels of both, without the logits.
+    """Divergence of a student's softmax from a teacher's, from the hidden states and kernels of both, without logits.
 
-    With `logits = hidden @ kernel + bias`, and the teacher's alike, the loss of a row is that of `softmax_distillation`.
-    The logits of both are made for a chunk of rows at a time. A reduced loss makes its gradient as it goes: four matmuls
-    in all, one of them the teacher's.
+    With `logits = hidden @ kernel + bias`, and likewise for the teacher, the loss of a row is that of
+    `softmax_distillation`. The logits of both are computed one chunk of rows at a time. A reduced loss computes its
+    gradient in the forward pass: four matmuls in all, one of them the teacher's.
 
     Args:
-        hidden: of the student, `[..., D]`, any floating dtype, every axis but the last a row axis; as in
-            `linear_softmax_cross_entropy`. It alone sets the result dtype, `promote(hidden.dtype, float32)`.
-        kernel: of the student, `[D, V]`, floating.
+        hidden: the student's, `[..., D]`, any floating dtype, every axis but the last a row axis; as in
+            `linear_softmax_cross_entropy`. Its dtype alone sets the result dtype, `promote(hidden.dtype, float32)`.
+        kernel: the student's, `[D, V]`, floating.
         teacher_hidden: `[..., E]` with the rows of `hidden`, any floating dtype and width; a constant.
         teacher_kernel: `[E, V]`, floating; a constant.
-        bias: `[V]`, added to the student's logits; −inf makes a class that does not exist. Default: none.
+        bias: `[V]`, added to the student's logits; −inf removes a class. Default: none.
         transpose_kernel: whether the kernel is `[V, D]`.
         teacher_bias: `[V]`, added to the teacher's logits; a constant. Default: none.
         teacher_transpose_kernel: whether the teacher's kernel is `[V, E]`.
-        temperature: T, a positive number or a traced scalar (then unchecked). Default: 1.
+        temperature: T, a positive number or a traced scalar (unchecked). Default: 1.
         beta: β in [0, 1], a static number: 0 for KL(t‖s), 1 for KL(s‖t), between for the generalised Jensen-Shannon
             divergence.
-        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
-            whatever they hold, and cost next to nothing. Default: all rows count.
-        reduction: "none" for a loss per row, whose backward pass makes the logits again, "sum", "mean" or "partial".
-        vocab_axis_name: as in `linear_softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the classes
-            of both kernels.
+        sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Rows where it is False are masked and cost next to nothing, as in
+            `linear_softmax_cross_entropy`. Default: no mask.
+        reduction: "none" for a loss per row, whose backward pass computes the logits again, "sum", "mean" or "partial".
+        vocab_axis_name: as in `linear_softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the
+            classes of both kernels.
         chunk_size: rows per chunk; a static integer. Default: as in `linear_softmax_cross_entropy`.
-        precision: of the matmuls, as in `jax.lax.dot_general`.
+        precision: the precision of the matmuls, as in `jax.lax.dot_general`.
 
     Returns:
         As `softmax_distillation`: the row shape for "none", a scalar for "sum" and "mean", a `Mean` for "partial".
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit (kernels of different V, hidden states of different rows).
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value (kernels of different V, hidden states of different rows).
 
     Gradients:
-        By `hidden`, `kernel`, `bias`, `temperature` and `sample_weight`, each in its own dtype; by the teacher's arguments
-        none. Reverse mode, to any order, and forward over reverse.
+        With respect to `hidden`, `kernel`, `bias`, `temperature` and `sample_weight`, each in its argument's dtype, and
+        not to the teacher's arguments. Reverse mode to any order, and forward over reverse.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Labels that are distributions by a few entries, and whether labels are what the losses take them for."""
+"""Sparse distributions as labels, and a check that labels are valid."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from jxent._core import arguments
 from jxent._core.calls import naming_arguments
 from jxent._core.counts import count
 from jxent._core.signatures import ArrayLike
-from jxent._core.targets import SparseLabels, checked_ids, counted_ids
+from jxent._core.targets import SparseLabels, checked_ids, not_ignored
 
 _NUM_SHOWN = 5
 
 
 @naming_arguments
 def check_labels(labels: ArrayLike | SparseLabels, num_classes: int | None, *, ignore_index: int | None = None) -> None:
-    """Raises if any label is outside [0, V), or [0, 1] if binary: what the losses answer with NaN, where they see it.
+    """Raises if any label is outside [0, V), or outside [0, 1] for binary labels; the losses return NaN for those.
 
-    Call it where the labels are concrete, in the data pipeline or on a first batch. There it is plain NumPy: it waits
-    for the labels, and compiles nothing. An array that is concrete is so inside a traced function too.
+    Call it where the labels are concrete: in the data pipeline or on a first batch. There it runs in NumPy, waits for
+    the labels and compiles nothing, even when called inside a traced function.
 
-    On traced labels it is a `jax.experimental.checkify.check`: in `jax.jit(checkify.checkify(step))` the error comes
-    back as a value beside the result. Tracing `step` without `checkify.checkify` raises JAX's own ValueError, that a
-    check was not functionalized; so leave it out of what is not meant for it.
+    On traced labels it is a `jax.experimental.checkify.check`: `jax.jit(checkify.checkify(step))` returns the error as
+    a value beside the result. Tracing `step` without `checkify.checkify` raises JAX's own ValueError (the check was not
+    functionalized), so call it only in functions that you checkify.
 
     Args:
-        labels: class ids, integers of any shape; or binary labels, bool, integer or floating. Floating ones may be
-            outside [0, 1] by 1e-3, which is rounding; NaN is outside. Of `SparseLabels` the ids are checked.
+        labels: class ids, integers of any shape; or binary labels, bool, integer or floating. Floating ones may exceed
+            [0, 1] by 1e-3, for rounding; NaN is bad. For `SparseLabels` the ids are checked.
         num_classes: V, a static integer; None for binary labels.
-        ignore_index: a static integer that is allowed too. Binary losses have no such argument: mask by `where` there.
+        ignore_index: a static integer that is allowed too. Binary losses have no such argument: use `where` there.
+            Default: none.
 
     Returns:
         None.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (class ids that are no integers, a traced `num_classes`).
-        ValueError: labels are out of range: the message says how many, which are the first, and what is allowed; or
-            `num_classes` is below 1; or, on traced labels, there is no checkify around.
+        TypeError: an argument has the wrong dtype or type (class ids that are not integers, a traced `num_classes`).
+        ValueError: labels are out of range (the message says how many, which come first, and what is allowed); or
+            `num_classes` is below 1; or traced labels are checked without checkify.
 
     Gradients:
         None.
@@ -109,13 +110,13 @@ def _check_traced(labels: Array, num_classes: int | None, ignored: int | None) -
         return
     is_bad = ~_are_binary(labels) if num_classes is None else checked_ids(labels, num_classes) < 0
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        limits, counted = jnp.iinfo(labels.dtype), counted_ids(labels, ignored)
+        limits, kept = jnp.iinfo(labels.dtype), not_ignored(labels, ignored)
     else:
-        limits, counted = jnp.finfo(labels.dtype), None if ignored is None else labels != float(ignored)
-    is_bad = is_bad if counted is None else is_bad & counted
+        limits, kept = jnp.finfo(labels.dtype), None if ignored is None else labels != float(ignored)
+    is_bad = is_bad if kept is None else is_bad & kept
     checkify.check(
         ~jnp.any(is_bad),
-        _complaint("{count:.0f}", labels.size, num_classes, ignored) + ": they go from {lowest} to {highest}",
+        _complaint("{count:.0f}", labels.size, num_classes, ignored) + ", ranging from {lowest} to {highest}",
         count=count(is_bad, tuple(range(is_bad.ndim)), jnp.float32),
         lowest=jnp.min(labels, initial=limits.max, where=is_bad),
         highest=jnp.max(labels, initial=limits.min, where=is_bad),
@@ -123,7 +124,7 @@ def _check_traced(labels: Array, num_classes: int | None, ignored: int | None) -
 
 
 def _are_binary(labels: Any) -> Any:
-    """In [0, 1], where rounding may lead out of it; NaN is not."""
+    """Whether each label is in [0, 1], allowing for rounding; NaN is not."""
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         return (labels == 0) | (labels == 1)
     return (labels >= -arguments.ROUNDING) & (labels <= 1 + arguments.ROUNDING)

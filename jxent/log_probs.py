@@ -1,4 +1,4 @@
-"""Log-probabilities and entropy of each row, and losses that are any function of them."""
+"""Log-probabilities and entropy of each row, and losses that are arbitrary functions of the two."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from jxent.reduction import Mean
 
 @partial(export.register_namedtuple_serialization, serialized_name="jxent.LogProbs")
 class LogProbs(NamedTuple):
-    """What a softmax gives to an id, and how undecided it is.
+    """The log-probability that a softmax gives an id, and the entropy of the row.
 
     A pytree of two arrays in the result dtype, both differentiable and 0 in masked rows.
 
     Attributes:
-        log_prob: log p of the ids, of their shape.
-        entropy: −Σ_c p_c log p_c of the row, in nats, of the row shape.
+        log_prob: log p of the ids, shaped like the ids.
+        entropy: −Σ_c p_c log p_c in nats, of the row shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,36 +93,38 @@ def softmax_log_probs(
     vocab_axis_name: Any = None,
     return_entropy: bool = False,
 ) -> Any:
-    """Log-probability of an id in each row of a softmax over logits, and on demand the row's entropy.
+    """Log-probability of an id in each row of a softmax over logits, and optionally the row's entropy.
 
-    With `p = softmax(logit_scale · logits)`: log p of the id, and −Σ_c p_c log p_c. Both are formed without cancellation: the
-    log-probability of a sure row, its entropy, and the gradients of both keep their digits, where a plain log-softmax
-    rounds them to 0.
+    With `p = softmax(logit_scale · logits)`: log p of the id, and −Σ_c p_c log p_c. Nothing in them cancels: in a
+    confident row the log-probability, the entropy and the gradients of both keep their digits, where a plain
+    log-softmax rounds them to 0.
 
     Args:
         logits: `[..., V, ...]` with V at `axis`, any floating dtype; every other axis is a row axis, and there may be
-            none. It alone sets the result dtype, `promote(logits.dtype, float32)`.
-        ids: integers of the row shape, or `[..., K]` for K ids a row; never broadcast. One outside [0, V) in a row that
-            counts makes its log-probability NaN, and the row's gradient.
-        where: bool, the row shape, or its rank with axes of size 1. Rows that are False are exactly 0 in value and in
-            every gradient, whatever they hold. Default: all rows count.
-        ignore_index: a static integer; rows with this id are masked, as by `where`; of K ids a row only that one is 0.
-        logit_scale: a factor of the logits, in the result dtype: the inverse of the temperature that was sampled with. A
-            number or a traced scalar. Default: 1. On a CPU, bfloat16 and float16 logits are copied to float32 with it.
+            none. Its dtype alone sets the result dtype, `promote(logits.dtype, float32)`.
+        ids: integers of the row shape, or `[..., K]` for K ids per row; never broadcast. One outside [0, V) makes its
+            log-probability and the gradient of its row NaN, unless the row is masked.
+        where: bool, the row shape, or the same rank with axes of size 1. Rows where it is False are masked, as in
+            `softmax_cross_entropy`. Default: no mask.
+        ignore_index: a static integer; rows with this id are masked; with K ids per row, only that id gives 0. Default:
+            none.
+        logit_scale: a factor on the logits, in the result dtype: the inverse of the sampling temperature. A number or a
+            traced scalar. Default: 1. On a CPU it makes a float32 copy of bfloat16 and float16 logits.
         axis: the class axis.
         vocab_axis_name: as in `softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the classes.
         return_entropy: whether to return a `LogProbs`, with the entropy.
 
     Returns:
-        The log-probabilities, of the shape of `ids` and in the result dtype; with `return_entropy`, a `LogProbs`.
+        The log-probabilities, shaped like `ids`, in the result dtype; with `return_entropy`, a `LogProbs`.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (ids that are no integers).
-        ValueError: a shape or an option does not fit; or `vocab_axis_name` is no axis that splits `logits`, or
-            `check_vma` of the `shard_map` is off.
+        TypeError: an argument has the wrong dtype or type (ids that are not integers).
+        ValueError: an argument has the wrong shape or value; or `vocab_axis_name` names no axis that splits `logits`,
+            or the `shard_map` has `check_vma` off.
 
     Gradients:
-        By `logits` and `logit_scale`, in both directions and any order. Exactly 0 in masked rows and at logits of −inf.
+        With respect to `logits` and `logit_scale`; forward and reverse mode, to any order. Exactly 0 in masked rows and
+        at logits of −inf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -132,10 +134,11 @@ def softmax_log_probs(
         ['-0.3916', '-2.9659']
 
     References:
-        Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (what they are for); `torch.distributions.Categorical`.
+        Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (their use);
+        `torch.distributions.Categorical`.
 
     See also:
-        `linear_softmax_log_probs`, for hidden states and a kernel; `softmax_cross_entropy`, which is its negative.
+        `linear_softmax_log_probs`, for hidden states and a kernel; `softmax_cross_entropy`, the negative of this.
     """
     fn = "softmax_log_probs"
     logits = arguments.as_scores(fn, "logits", logits)
@@ -215,40 +218,45 @@ def linear_softmax_log_probs(
     chunk_size: int | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Any:
-    """Log-probability of an id in each row of a softmax over `hidden @ kernel`, which is never held whole.
+    """Log-probability of an id in each row of a softmax over `hidden @ kernel`, without ever holding all the logits.
 
-    With `p = softmax(softcap(logit_scale · hidden @ kernel + bias))`: log p of the id, and on demand −Σ_c p_c log p_c. The
-    logits are made for a chunk of rows at a time, and on the way back of differentiation once more: four matmuls in all.
-    A loss of them that is reduced takes three with `linear_softmax_loss`.
+    With `p = softmax(softcap(logit_scale · hidden @ kernel + bias))`: log p of the id, and optionally −Σ_c p_c log p_c.
+    The logits are computed one chunk of rows at a time, and again in the backward pass: four matmuls in all. For a
+    reduced loss of these values, `linear_softmax_loss` needs three.
 
     Args:
-        hidden: `[..., D]`, any floating dtype, every axis but the last a row axis; as in `linear_softmax_cross_entropy`.
+        hidden: `[..., D]`, any floating dtype, every axis but the last a row axis; as in
+            `linear_softmax_cross_entropy`.
         kernel: `[D, V]`, floating.
-        ids: integers of the row shape, or `[..., K]` for K ids a row; never broadcast. One outside [0, V) in a row that
-            counts makes its log-probability NaN, and the row's gradient.
-        bias: `[V]`, added to the logits; −inf makes a class that does not exist. Default: none.
-        transpose_kernel: whether the kernel is `[V, D]`, as a tied embedding table is; it is then used as it lies.
-        where: bool, the row shape, or its rank with axes of size 1. Rows that are False are exactly 0 in value and in
-            every gradient, whatever they hold, and cost next to nothing. Default: all rows count.
-        ignore_index: a static integer; rows with this id are masked, as by `where`; of K ids a row only that one is 0.
-        logit_scale: a factor of `hidden @ kernel`, in the result dtype: the inverse of the temperature that was sampled
-            with. A number or a traced scalar. Default: 1.
-        logit_softcap: the cap, a positive number or a traced scalar (then unchecked); inf is none. Default: none.
-        vocab_axis_name: as in `linear_softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the classes.
+        ids: integers of the row shape, or `[..., K]` for K ids per row; never broadcast. One outside [0, V) makes its
+            log-probability and the gradient of its row NaN, unless the row is masked.
+        bias: `[V]`, added to the logits; −inf removes a class. Default: none.
+        transpose_kernel: whether the kernel is `[V, D]`, like a tied embedding table, which is then used without a
+            copy.
+        where: bool, the row shape, or the same rank with axes of size 1. Rows where it is False are masked and cost
+            next to nothing, as in `linear_softmax_cross_entropy`. Default: no mask.
+        ignore_index: a static integer; rows with this id are masked; with K ids per row, only that id gives 0. Default:
+            none.
+        logit_scale: a factor on `hidden @ kernel`, in the result dtype: the inverse of the sampling temperature. A
+            number or a traced scalar. Default: 1.
+        logit_softcap: the cap, a positive number or a traced scalar (unchecked); inf means no cap. Default: no cap.
+        vocab_axis_name: as in `linear_softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the
+            classes.
         return_entropy: whether to return a `LogProbs`, with the entropy.
         chunk_size: rows per chunk; a static integer. Default: as in `linear_softmax_cross_entropy`.
-        precision: of the matmuls, as in `jax.lax.dot_general`.
+        precision: the precision of the matmuls, as in `jax.lax.dot_general`.
 
     Returns:
-        The log-probabilities, of the shape of `ids`, in `promote(hidden.dtype, float32)`; with `return_entropy`, a `LogProbs`.
+        The log-probabilities, shaped like `ids`, in `promote(hidden.dtype, float32)`; with `return_entropy`, a
+        `LogProbs`.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (ids that are no integers).
-        ValueError: a shape or an option does not fit.
+        TypeError: an argument has the wrong dtype or type (ids that are not integers).
+        ValueError: an argument has the wrong shape or value.
 
     Gradients:
-        By `hidden`, `kernel`, `bias`, `logit_scale` and `logit_softcap`, each in its own dtype. Reverse mode, to any order,
-        and forward over reverse. Exactly 0 in masked rows.
+        With respect to `hidden`, `kernel`, `bias`, `logit_scale` and `logit_softcap`, each in its argument's dtype.
+        Reverse mode to any order, and forward over reverse. Exactly 0 in masked rows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -259,7 +267,7 @@ def linear_softmax_log_probs(
         ['-0.4076', '-0.2413', '0.8324', '0.6216']
 
     References:
-        Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (what they are for).
+        Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (their use).
 
     See also:
         `linear_softmax_loss`, `softmax_log_probs`.
@@ -344,49 +352,56 @@ def linear_softmax_loss(
     chunk_size: int | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Any:
-    """Any function of each row's log-probability and entropy, from hidden states, without the logits: PPO, GRPO and the like.
+    """Any function of each row's log-probability and entropy, from hidden states, without the logits: PPO, GRPO, etc.
 
     With `p = softmax(softcap(logit_scale · hidden @ kernel + bias))`, the loss of a row is
-    `row_loss(log p of its id, −Σ_c p_c log p_c, *its row_args)`. A reduced loss makes its gradient as it goes, while the logits of
-    a chunk are at hand: three matmuls in all, where a loss of `linear_softmax_log_probs` takes four.
+    `row_loss(log p of its id, −Σ_c p_c log p_c, *its row_args)`. A reduced loss computes its gradient in the forward
+    pass, while it has the logits of a chunk: three matmuls in all, where a loss of `linear_softmax_log_probs` takes
+    four.
 
     Args:
-        row_loss: a function of arrays `[C]`, log-probability and entropy in the result dtype, and of `row_args` `[C, …]`, to a
-            floating array `[C]`: one entry a row, made of that row alone. It is called with a chunk of rows at a time, and
-            with zeros for masked ones. `jax.lax.stop_gradient` in it works. As under `jax.jit`, what it closes over is read
-            when it is traced, and has no gradient; give the same function each time, and eager calls compile once.
-        hidden: `[..., D]`, any floating dtype, every axis but the last a row axis; as in `linear_softmax_cross_entropy`.
+        row_loss: a function of arrays `[C]`, log-probability and entropy in the result dtype, and of `row_args`
+            `[C, …]`, to a floating array `[C]`, each entry a function of its own row only. It gets a chunk of rows per
+            call, with zeros in masked rows. It may use `jax.lax.stop_gradient`. As under `jax.jit`, values that it
+            closes over are read at trace time and get no gradient. Pass the same function object each time, so that
+            eager calls compile once.
+        hidden: `[..., D]`, any floating dtype, every axis but the last a row axis; as in
+            `linear_softmax_cross_entropy`.
         kernel: `[D, V]`, floating.
-        ids: integers of the row shape, never broadcast. One outside [0, V) in a row that counts makes its loss NaN.
+        ids: integers of the row shape, never broadcast. One outside [0, V) makes the loss of its row NaN, unless the
+            row is masked.
         *row_args: arrays whose leading axes are the row shape, never broadcast: the old policy's log-probabilities,
             advantages. Floating ones are cast to the result dtype.
-        bias: `[V]`, added to the logits; −inf makes a class that does not exist. Default: none.
-        transpose_kernel: whether the kernel is `[V, D]`, as a tied embedding table is; it is then used as it lies.
-        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
-            whatever they hold, and cost next to nothing. Default: all rows count.
-        ignore_index: a static integer; rows with this id are masked, as by `where`.
-        logit_scale: a factor of `hidden @ kernel`, in the result dtype: the inverse of the temperature that was sampled
-            with. A number or a traced scalar. Default: 1.
-        logit_softcap: the cap, a positive number or a traced scalar (then unchecked); inf is none. Default: none.
-        reduction: "mean", "sum", "partial", or "none" for a loss per row, whose backward pass makes the logits again.
-        vocab_axis_name: as in `linear_softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the classes.
+        bias: `[V]`, added to the logits; −inf removes a class. Default: none.
+        transpose_kernel: whether the kernel is `[V, D]`, like a tied embedding table, which is then used without a
+            copy.
+        sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Rows where it is False are masked and cost next to nothing, as in
+            `linear_softmax_cross_entropy`. Default: no mask.
+        ignore_index: a static integer; rows with this id are masked. Default: none.
+        logit_scale: a factor on `hidden @ kernel`, in the result dtype: the inverse of the sampling temperature. A
+            number or a traced scalar. Default: 1.
+        logit_softcap: the cap, a positive number or a traced scalar (unchecked); inf means no cap. Default: no cap.
+        reduction: "mean", "sum", "partial", or "none" for a loss per row, whose backward pass computes the logits
+            again.
+        vocab_axis_name: as in `linear_softmax_cross_entropy`: inside `jax.shard_map`, the mesh axes that split the
+            classes.
         chunk_size: rows per chunk; a static integer. Default: as in `linear_softmax_cross_entropy`.
-        precision: of the matmuls, as in `jax.lax.dot_general`.
+        precision: the precision of the matmuls, as in `jax.lax.dot_general`.
 
     Returns:
-        By `reduction`, with m and s the mask and the sample weight of a row: "mean" Σ m·s·loss / Σ m·s (0 where the
-        denominator is exactly 0), "sum" the numerator, "partial" the undivided pair, a `Mean`; "none" the row shape,
-        m·s·loss. In `promote(hidden.dtype, float32)`.
+        With m and s the mask and the sample weight of a row: "mean" gives Σ m·s·loss / Σ m·s (0 if the denominator is
+        exactly 0); "sum" the numerator; "partial" both sums, undivided, as a `Mean`; "none" m·s·loss, of the row shape.
+        In `promote(hidden.dtype, float32)`.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (`row_loss` gives no floating dtype).
-        ValueError: a shape or an option does not fit (`row_loss` gives another shape than `[C]`, a `row_args` of another
-            number of rows).
+        TypeError: an argument has the wrong dtype or type (`row_loss` returns no floating dtype).
+        ValueError: an argument has the wrong shape or value (`row_loss` returns another shape than `[C]`, an array in
+            `row_args` has another number of rows).
 
     Gradients:
-        By `hidden`, `kernel`, `bias`, floating `row_args`, `sample_weight`, `logit_scale` and `logit_softcap`, each in its own
-        dtype. Reverse mode, to any order, and forward over reverse.
+        With respect to `hidden`, `kernel`, `bias`, floating `row_args`, `sample_weight`, `logit_scale` and
+        `logit_softcap`, each in its argument's dtype. Reverse mode to any order, and forward over reverse.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -403,8 +418,8 @@ def linear_softmax_loss(
         -0.0073 (2, 3)
 
     References:
-        Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equation 7; Shao et al. 2024, "DeepSeekMath" (GRPO);
-        Hsu et al. 2024, "Liger Kernel", section 3.2 (the gradient in the forward pass).
+        Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equation 7; Shao et al. 2024, "DeepSeekMath"
+        (GRPO); Hsu et al. 2024, "Liger Kernel", section 3.2 (the gradient in the forward pass).
 
     See also:
         `linear_softmax_log_probs`, `linear_softmax_cross_entropy`.
@@ -436,20 +451,21 @@ def linear_softmax_loss(
         vocab_axis_name=inputs.config.vocab_axis_name,
         sample_weight=sample_weight,
     )
-    rows, dtype = inputs.logits.shape[:-1], compute_dtype(inputs.hidden.dtype)
-    row_args = tuple(_as_row_argument(fn, i, value, rows, dtype) for i, value in enumerate(row_args))
-    _check_row_loss(fn, row_loss, row_args, len(rows), dtype)
+    row_shape, dtype = inputs.logits.shape[:-1], compute_dtype(inputs.hidden.dtype)
+    row_args = tuple(_as_row_argument(fn, i, value, row_shape, dtype) for i, value in enumerate(row_args))
+    _check_row_loss(fn, row_loss, row_args, len(row_shape), dtype)
     config = inputs.config._replace(row_loss=row_loss)
     return evaluated_linear(config, options, reduction, inputs.hidden, inputs.shared, given, row_args)[0]
 
 
-def _as_row_argument(fn: str, i: int, value: Any, rows: tuple[int, ...], dtype: Any) -> Array:
-    """One whose leading axes are those of the rows; floating ones in the compute dtype."""
+def _as_row_argument(fn: str, i: int, value: Any, row_shape: tuple[int, ...], dtype: Any) -> Array:
+    """Checks that the leading axes are the row shape; casts a floating array to the compute dtype."""
     name = f"row_args[{i}]"
     array = arguments.as_array(fn, name, value)
-    if array.shape[: len(rows)] != rows:
+    if array.shape[: len(row_shape)] != row_shape:
         raise ValueError(
-            f"{fn}: {name} has shape {array.shape}; expected one that begins with the row shape {rows}: an entry a row, never broadcast"
+            f"{fn}: {name} has shape {array.shape}; expected one that begins with the row shape {row_shape}: one entry "
+            "per row, never broadcast"
         )
     return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
@@ -457,22 +473,22 @@ def _as_row_argument(fn: str, i: int, value: Any, rows: tuple[int, ...], dtype: 
 def _check_row_loss(
     fn: str, row_loss: Callable[..., Any], row_args: tuple[Array, ...], num_row_axes: int, dtype: Any
 ) -> None:
-    """Of three rows, which no axis of anything else is likely to be."""
-    rows = 3
-    args = (jax.ShapeDtypeStruct((rows, *a.shape[num_row_axes:]), a.dtype) for a in row_args)
-    per_row = jax.ShapeDtypeStruct((rows,), dtype)
+    """Traces `row_loss` on three rows, a size that no other axis is likely to have."""
+    num_rows = 3
+    args = (jax.ShapeDtypeStruct((num_rows, *a.shape[num_row_axes:]), a.dtype) for a in row_args)
+    per_row = jax.ShapeDtypeStruct((num_rows,), dtype)
     traced, result = jax.make_jaxpr(row_loss, return_shape=True)(per_row, per_row, *args)
     if any(isinstance(const, Tracer) for const in traced.consts):
         raise ValueError(
-            f"{fn}: row_loss closes over a traced array, whose gradient would be lost; give it as one of row_args, for a "
-            "number jnp.broadcast_to(number, ids.shape)"
+            f"{fn}: row_loss closes over a traced array, whose gradient would be lost; pass it as one of row_args, or "
+            "for a number pass jnp.broadcast_to(number, ids.shape)"
         )
     shape = getattr(result, "shape", None)
-    if shape != (rows,):
+    if shape != (num_rows,):
         got = f"shape {shape}" if shape is not None else type(result).__name__
         raise ValueError(
-            f"{fn}: row_loss must give one number a row, shape ({rows},) for {rows} rows; got {got}; reduce by `reduction`, "
-            "not in it"
+            f"{fn}: row_loss must return one number per row, shape ({num_rows},) for {num_rows} rows; got {got}; let "
+            "`reduction` do the reducing"
         )
     if not jnp.issubdtype(result.dtype, jnp.floating):
-        raise TypeError(f"{fn}: row_loss must give a floating dtype; got {result.dtype.name}")
+        raise TypeError(f"{fn}: row_loss must return a floating dtype; got {result.dtype.name}")

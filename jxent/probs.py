@@ -1,6 +1,6 @@
-"""Multiclass and binary losses from probabilities and log-probabilities, for models that end in them.
+"""Multiclass and binary losses from probabilities and log-probabilities, for models that output them.
 
-Where logits are at hand, the losses from logits are the accurate ones: a float32 probability near 1 has lost its digits.
+Prefer the losses from logits where you have logits: a float32 probability near 1 has already lost its digits.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ def cross_entropy_from_probs(
     axis: int = -1,
     reduction: str = "none",
 ) -> Any:
-    """Cross entropy of given class probabilities against class ids or distributions.
+    """Cross entropy of class probabilities against class ids or distributions.
 
     With V classes and `q` the target distribution of a row, each row's loss is
 
         −Σ_c w_c · q_c · max(log p_c, −100).
 
-    Probabilities are taken as they are: never renormalised, and not checked to be at most 1. Class ids without smoothing
-    read one entry of each row, whatever the others hold.
+    Probabilities are used as given: not renormalised, and not checked to be at most 1. For class ids without smoothing,
+    only the entry at the id is read.
 
     Args:
-        probs: `[..., V, ...]` with V at `axis`, any floating dtype, as a softmax gives them. It alone sets the result
-            dtype, `promote(probs.dtype, float32)`. A probability of 0 is not a class mask.
+        probs: `[..., V, ...]` with V at `axis`, any floating dtype, such as the output of a softmax. Its dtype alone
+            sets the result dtype, `promote(probs.dtype, float32)`. A probability of 0 does not mask its class.
         labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `probs`;
-            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+            or `SparseLabels`. Never broadcast; bad ids as in `softmax_cross_entropy`.
         class_weight: `[V]`, the weight w_c of each class. Default: 1.
-        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
-            whatever they hold. Default: all rows count.
-        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): q ← (1−ε)·q + ε/V.
+        sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`; rows where it is False are masked, as in `softmax_cross_entropy`.
+            Default: no mask.
+        ignore_index: a static integer; rows with this id are masked. Not for distributions. Default: none.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): q ← (1−ε)·q + ε/V.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
 
@@ -79,14 +79,15 @@ def cross_entropy_from_probs(
         the result dtype.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit.
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value.
 
     Gradients:
-        By `probs`, distributions, weights and `label_smoothing`, each in its own dtype, in both directions and any
-        order; exactly 0 in masked rows. By a probability it is −w·q / max(p, 1e-12), with all weights at most 65504 for
-        float16: finite everywhere and not 0 at p = 0, on purpose not the slope of the value below 1e-12. NaN where an
-        entry that is read is NaN, +inf or negative by more than rounding (1e-3), as the loss of the row is.
+        With respect to `probs`, distributions, weights and `label_smoothing`, each in its argument's dtype; forward and
+        reverse mode, to any order; exactly 0 in masked rows. With respect to a probability it is −w·q / max(p, 1e-12),
+        at most 65504 with all weights applied for float16: finite everywhere and nonzero at p = 0, so below 1e-12 it
+        deliberately differs from the slope of the value. NaN, like the row's loss, where an entry that is read is NaN,
+        +inf or negative by more than rounding (1e-3).
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,7 +101,7 @@ def cross_entropy_from_probs(
         `keras.losses.SparseCategoricalCrossentropy(from_logits=False)`.
 
     See also:
-        `softmax_cross_entropy`, which is what a model that ends in a softmax should be trained with.
+        `softmax_cross_entropy`, the better choice for training a model that ends in a softmax.
     """
     fn = "cross_entropy_from_probs"
     probs = arguments.as_scores(fn, "probs", probs)
@@ -150,27 +151,26 @@ def cross_entropy_from_log_probs(
     axis: int = -1,
     reduction: str = "none",
 ) -> Any:
-    """Cross entropy of given log-probabilities against class ids or distributions: the negative log-likelihood.
+    """Cross entropy of log-probabilities against class ids or distributions: the negative log-likelihood.
 
     With V classes and `q` the target distribution of a row, each row's loss is
 
         −Σ_c w_c · q_c · log_probs_c,        0 · log 0 = 0.
 
-    Log-probabilities are taken as they are, never renormalised. One of −inf is a class that does not exist.
+    Log-probabilities are used as given, not renormalised. An entry of −inf marks a class that does not exist.
 
     Args:
-        log_probs: `[..., V, ...]` with V at `axis`, any floating dtype, as a log-softmax gives them. It alone sets the
-            result dtype, `promote(log_probs.dtype, float32)`.
+        log_probs: `[..., V, ...]` with V at `axis`, any floating dtype, such as the output of a log-softmax. Its dtype
+            alone sets the result dtype, `promote(log_probs.dtype, float32)`.
         labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of
-            `log_probs`;
-            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
+            `log_probs`; or `SparseLabels`. Never broadcast; bad ids as in `softmax_cross_entropy`.
         class_weight: `[V]`, the weight w_c of each class. Default: 1.
-        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
-            whatever they hold. Default: all rows count.
-        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): q ← (1−ε)·q + ε/V', with V' the
-            number of log-probabilities above −inf in the row.
+        sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`; rows where it is False are masked, as in `softmax_cross_entropy`.
+            Default: no mask.
+        ignore_index: a static integer; rows with this id are masked. Not for distributions. Default: none.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): q ← (1−ε)·q + ε/V', where V' counts the
+            log-probabilities above −inf in the row.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
 
@@ -179,13 +179,14 @@ def cross_entropy_from_log_probs(
         the result dtype.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit.
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value.
 
     Gradients:
-        By `log_probs` (−w·q), distributions, weights and `label_smoothing`, each in its own dtype, in both directions
-        and any order; exactly 0 in masked rows. NaN where an entry that is read is NaN or +inf, and under smoothing in
-        rows with nothing above −inf. Class ids without smoothing read one entry of each row.
+        With respect to `log_probs` (−w·q), distributions, weights and `label_smoothing`, each in its argument's dtype;
+        forward and reverse mode, to any order; exactly 0 in masked rows. NaN where an entry that is read is NaN or
+        +inf, and under smoothing in rows with nothing above −inf. For class ids without smoothing, only the entry at
+        the id is read.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -221,7 +222,7 @@ def cross_entropy_from_log_probs(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _evaluated(options: TargetOptions, are_probs: bool, reduction: str, scores: Array, given: Given) -> Array | Mean:
-    """The multiclass losses of this module, from arguments that have been checked."""
+    """The multiclass losses of this module, from checked arguments."""
     targets = make_targets(options, scores.shape[options.axis], split_like(scores, options.axis, given))
     rows = probability_rows(scores, targets, are_probs=are_probs)
     return reduce_rows(
@@ -253,7 +254,7 @@ def binary_cross_entropy_from_probs(
     label_smoothing: Scalar = 0.0,
     reduction: str = "none",
 ) -> Any:
-    """Binary cross entropy of given probabilities, every element a yes-or-no decision of its own.
+    """Binary cross entropy of probabilities, where every element is a separate yes-or-no decision.
 
     With `p` a probability and `y` its label, each element's loss is
 
@@ -262,17 +263,18 @@ def binary_cross_entropy_from_probs(
     A probability or a label outside [0, 1] by more than rounding (1e-3) gives NaN, in value and gradient.
 
     Args:
-        probs: any shape, rank 0 included, any floating dtype. It alone sets the result dtype,
+        probs: any shape, rank 0 included, any floating dtype. Its dtype alone sets the result dtype,
             `promote(probs.dtype, float32)`.
         labels: the shape of `probs`, never broadcast; bool, integer or floating (a probability).
-        pos_weight: what a positive label weighs against a negative one; a scalar, or `[K]` for the columns of the last
-            axis. Default: 1.
+        pos_weight: the weight of a positive label relative to a negative one: a scalar, or `[K]` for the columns of the
+            last axis. Default: 1.
         class_weight: `[K]`, the weight w_k of each column of the last axis. It is not [w_neg, w_pos]: that is
             `pos_weight`. Default: 1.
-        sample_weight: the weight of each element; the shape of `probs`, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Elements that are False are exactly 0 in value and in every gradient,
-            whatever they hold. Default: all count.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): y ← (1−ε)·y + ε/2.
+        sample_weight: the weight of each element: the shape of `probs`, or the same rank with axes of size 1. Default:
+            1.
+        where: bool, shaped like `sample_weight`. Elements where it is False are masked: exactly 0 in value and in every
+            gradient, whatever they hold. Default: no mask.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): y ← (1−ε)·y + ε/2.
         reduction: "none" for a loss per element, "sum", "mean" or "partial", as in `sigmoid_binary_cross_entropy`.
 
     Returns:
@@ -280,13 +282,14 @@ def binary_cross_entropy_from_probs(
         "partial", in the result dtype.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit.
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value.
 
     Gradients:
-        By `probs`, floating labels and every weight and hyper-parameter, each in its own dtype, in both directions and
-        any order; exactly 0 at masked elements. The slopes of log p and log(1 − p) are 1/max(p, 1e-12) and
-        −1/max(1 − p, 1e-12), with all weights at most 65504 for float16: finite everywhere, and not 0 at p = 0 and p = 1.
+        With respect to `probs`, floating labels and every weight and hyper-parameter, each in its argument's dtype;
+        forward and reverse mode, to any order; exactly 0 at masked elements. The slopes of log p and log(1 − p) are
+        1/max(p, 1e-12) and −1/max(1 − p, 1e-12), at most 65504 with all weights applied for float16: finite everywhere,
+        and nonzero at p = 0 and p = 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -298,7 +301,7 @@ def binary_cross_entropy_from_probs(
         `torch.nn.functional.binary_cross_entropy` (whose mean divides by the number of elements instead).
 
     See also:
-        `sigmoid_binary_cross_entropy`, which is what a model that ends in a sigmoid should be trained with.
+        `sigmoid_binary_cross_entropy`, the better choice for training a model that ends in a sigmoid.
     """
     fn = "binary_cross_entropy_from_probs"
     probs = arguments.as_scores(fn, "probs", probs)

@@ -1,4 +1,4 @@
-"""How rows become a result: the four reductions, the pair that adds up across microbatches and devices, and a mean."""
+"""Reductions of per-row losses, `Mean` pairs that add up across microbatches and devices, and a weighted mean."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from jxent._core.signatures import ArrayLike, Scalar
 class Mean(NamedTuple):
     """A weighted mean before its division: `total / weight`.
 
-    Means of unequal parts do not average to the mean of the whole; these pairs do. Differentiate `total`, add `total`,
-    `weight` and the gradients over microbatches, devices and hosts, and divide once.
+    Averaging the means of unequal parts does not give the mean of the whole; adding these pairs does. Differentiate
+    `total`; add `total`, `weight` and the gradients over microbatches, devices and hosts; divide once.
 
-    It is a pytree of two arrays of equal shape and dtype. `+` adds two of them field by field, and accepts the 0 that
-    `sum` starts from.
+    A pytree of two arrays of equal shape and dtype. `+` adds two of them field by field, and accepts the 0 that `sum`
+    starts from.
 
     Attributes:
         total: the weighted sum, a floating scalar (or a batch of them under `vmap`).
@@ -50,7 +50,7 @@ class Mean(NamedTuple):
     total: Array
     weight: Array
 
-    # NumPy's numbers and arrays then leave operators to the methods below; they would take a tuple for an array.
+    # Makes NumPy scalars and arrays defer to the operators below; they would treat the tuple as an array.
     __array_ufunc__ = None
 
     def __add__(self, other: Any) -> Mean:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -66,13 +66,13 @@ class Mean(NamedTuple):
             return Mean(self.total + other.total, self.weight + other.weight)
         if arguments.is_number(other) and other == 0:
             return self
-        # Not NotImplemented: tuples would be concatenated then.
+        # NotImplemented would let Python concatenate tuples.
         raise TypeError(f"Mean: can add another Mean or 0; got {type(other).__name__}; a Mean of one batch is .value()")
 
     __radd__ = __add__
 
     def __mul__(self, other: Any) -> NoReturn:
-        """Refused: a tuple would be repeated."""
+        """Not supported: Python would repeat the tuple."""
         raise TypeError(
             f"Mean: cannot be multiplied by {type(other).__name__}; scale .value(), or the total alone: "
             "mean._replace(total=factor * mean.total)"
@@ -90,24 +90,25 @@ class Mean(NamedTuple):
             An array of the fields' shape and dtype.
 
         Raises:
-            TypeError: `empty` is no number.
-            ValueError: `empty` is no scalar.
+            TypeError: `empty` is not a number.
+            ValueError: `empty` is not a scalar.
 
         Gradients:
-            In both directions and any order, by `total` and `weight`; 0 where the weight is exactly 0.
+            With respect to `total` and `weight`, in forward and reverse mode, to any order; 0 where the weight is
+            exactly 0.
         """
         return _quotient("Mean.value", jnp.asarray(self.total), jnp.asarray(self.weight), empty)
 
     def psum(self, axis_name: Hashable) -> Mean:
         """Adds both fields over a mapped axis, as `jax.lax.psum` does; `.value()` is then the mean of the whole axis.
 
-        A mean of the devices' means is another number wherever one has more weight than another.
+        The average of per-device means differs from it wherever the devices' weights differ.
 
         Args:
             axis_name: the name, or a tuple of names, of axes of a `shard_map`, `vmap` or `pmap` around the call.
 
         Returns:
-            The `Mean` of the whole axis, equal on all of its devices.
+            The `Mean` over the whole axis, equal on all of its devices.
 
         Raises:
             ValueError: there is no such axis around the call.
@@ -116,8 +117,8 @@ class Mean(NamedTuple):
             return Mean(lax.psum(self.total, axis_name), lax.psum(self.weight, axis_name))
         except NameError as error:
             raise ValueError(
-                f"Mean.psum: there is no mapped axis {axis_name!r} here; it names an axis of a jax.shard_map or a jax.vmap "
-                "around the call, and is not needed under jit alone"
+                f"Mean.psum: there is no mapped axis {axis_name!r} here; it names an axis of a jax.shard_map or a "
+                "jax.vmap around the call, and is not needed under jit alone"
             ) from error
 
 
@@ -130,29 +131,30 @@ def weighted_mean(
     axis: int | tuple[int, ...] | None = None,
     empty: Scalar = 0.0,
 ) -> Array:
-    """The mean of the values that count, by their weights: for per-row losses and metrics.
+    """Weighted mean over the unmasked values: for per-row losses and metrics.
 
     `Σ m·s·v / Σ m·s`, with m from `where` and s from `sample_weight`.
 
     Args:
         values: `[...]`, floating, integer or bool. The result has dtype `promote(values, float32)` (float32 for
             integers and bools).
-        where: bool, the shape of `values` or its rank with axes of size 1. Values that are False count for nothing,
-            whatever they hold. Default: all count.
+        where: bool, the shape of `values`, or the same rank with axes of size 1. Values where it is False are left out,
+            whatever they hold. Default: no mask.
         sample_weight: floating or integer, shaped like `where`. Default: 1.
-        axis: the axis, or the axes, to reduce. Default: all.
-        empty: the result where the weights sum to exactly 0; a scalar.
+        axis: the axis or axes to reduce. Default: all.
+        empty: a scalar, the result where the weights sum to exactly 0.
 
     Returns:
         `values` without the reduced axes.
 
     Raises:
-        TypeError: `where` is not bool, `sample_weight`, `values` or `empty` are not numbers, or `axis` is not static integers.
-        ValueError: a shape does not fit, `empty` is no scalar, or `axis` is out of range or repeated.
+        TypeError: `where` is not bool; `sample_weight`, `values` or `empty` is not numeric; or `axis` is not static
+            integers.
+        ValueError: a shape does not fit, `empty` is not a scalar, or `axis` is out of range or repeated.
 
     Gradients:
-        By `values` and `sample_weight`, in both directions and any order. Exactly 0 at masked values, and everywhere
-        where the weights sum to exactly 0.
+        With respect to `values` and `sample_weight`, in forward and reverse mode, to any order. Exactly 0 at masked
+        values, and everywhere if the weights sum to exactly 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -162,7 +164,7 @@ def weighted_mean(
         0.5
 
     References:
-        `numpy.average`, with a mask and a defined result for an empty one.
+        `numpy.average`, plus a mask and a defined result when nothing is left.
 
     See also:
         `Mean`.
@@ -179,7 +181,7 @@ def weighted_mean(
 def reduce_rows(
     loss: Array, row_weight: Array | None, sample_weight: Array | None, where: Array | None, reduction: str
 ) -> Array | Mean:
-    """Rows → the result that `reduction` names. A None stands for ones."""
+    """Reduces per-row losses as `reduction` says. None stands for ones."""
     if reduction == "none":
         return weighted(loss, sample_weight, where)
     total = jnp.sum(weighted(loss, sample_weight, where))
@@ -190,7 +192,7 @@ def reduce_rows(
 def reduce_elements(
     terms: Callable[..., Array], reduction: str, scores: Array, targets: BinaryTargets, *options: Array | None
 ) -> Array | Mean:
-    """A binary loss from arguments that have been checked: one compiled function, under an eager call too."""
+    """A binary loss from checked arguments. Jitted, so an eager call runs one compiled function."""
     targets, options = split_like_elements(scores, (targets, options))
     return reduce_rows(terms(scores, targets, *options), targets.row_weight(), None, targets.where, reduction)
 
@@ -203,7 +205,7 @@ def reduce_total(
     where: Array | None,
     reduction: str,
 ) -> Array | Mean:
-    """Σ m·s·row → "sum", "mean" or "partial". `ones` has the shape and the dtype of the rows."""
+    """Turns Σ m·s·row into "sum", "mean" or "partial". `ones` has the shape and dtype of the rows."""
     if reduction == "sum":
         return total
     mean = Mean(total, _total_weight(ones, row_weight, sample_weight, where, tuple(range(ones.ndim))))
@@ -213,7 +215,7 @@ def reduce_total(
 def _total_weight(
     ones: Array, row_weight: Array | None, sample_weight: Array | None, where: Array | None, axes: tuple[int, ...]
 ) -> Array:
-    """Σ m·s·w over the axes."""
+    """Σ m·s·w over `axes`."""
     if row_weight is None and sample_weight is None:
         if where is None:
             return size_of([ones.shape[axis] for axis in axes], ones.dtype)
@@ -222,7 +224,7 @@ def _total_weight(
 
 
 def weighted(values: Array, sample_weight: Array | None, where: Array | None) -> Array:
-    """m·s·v. Masked entries are selected away before they meet a product and after."""
+    """m·s·v. Masks both factors before the product, so that nothing in a masked entry reaches it or its gradient."""
     if where is not None:
         values = jnp.where(where, values, 0)
     if sample_weight is None:

@@ -40,41 +40,43 @@ def sigmoid_binary_cross_entropy(
     label_smoothing: Scalar = 0.0,
     reduction: str = "none",
 ) -> Any:
-    """Binary cross entropy of a sigmoid over logits, every element a yes-or-no decision of its own.
+    """Binary cross entropy of a sigmoid over logits, where every element is a separate yes-or-no decision.
 
     With `x` a logit and `y` its label, each element's loss is
 
         w_k · (pos_weight · y · softplus(−x) + (1 − y) · softplus(x)),        softplus(x) = log(1 + exp(x)),
 
-    each term 0 where its coefficient is, so that a logit of ±inf on the right side costs 0.
+    where a term is 0 if its coefficient is 0, so that a logit of ±inf on the right side costs 0.
 
     Args:
         logits: any shape, rank 0 included, any floating dtype: one decision per example `[N]`, multi-label `[N, K]`,
-            per pixel `[B, H, W]`. It alone sets the result dtype, `promote(logits.dtype, float32)`.
+            per pixel `[B, H, W]`. Its dtype alone sets the result dtype, `promote(logits.dtype, float32)`.
         labels: the shape of `logits`, never broadcast; bool, integer or floating (a probability). An integer other
-            than 0 and 1 in an element that counts makes its loss and gradient NaN.
-        pos_weight: what a positive label weighs against a negative one; a scalar, or `[K]` for the columns of the last
-            axis. Default: 1.
+            than 0 and 1 makes its loss and gradient NaN, unless the element is masked.
+        pos_weight: the weight of a positive label relative to a negative one: a scalar, or `[K]` for the columns of the
+            last axis. Default: 1.
         class_weight: `[K]`, the weight w_k of each column of the last axis. It is not [w_neg, w_pos]: that is
             `pos_weight`. Default: 1.
-        sample_weight: the weight of each element; the shape of `logits`, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Elements that are False (missing labels) are exactly 0 in value and in
-            every gradient, whatever they hold. Default: all count.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): y ← (1−ε)·y + ε/2.
+        sample_weight: the weight of each element: the shape of `logits`, or the same rank with axes of size 1.
+            Default: 1.
+        where: bool, shaped like `sample_weight`. Elements where it is False (missing labels) are masked: exactly 0 in
+            value and in every gradient, whatever they hold. Default: no mask.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): y ← (1−ε)·y + ε/2.
         reduction: "none" for a loss per element, "sum", "mean" or "partial" (see Returns).
 
     Returns:
-        By `reduction`, with m, s, the mask and the sample weight of an element: "none" the shape of `logits`, m·s·loss;
-        "sum" their sum; "mean" that divided by Σ m·s·w_k (0 where this is exactly 0); "partial" the undivided pair, a
-        `Mean`. All in the result dtype.
+        With m and s the mask and the sample weight of an element: "none" gives m·s·loss, of the shape of `logits`;
+        "sum" the sum of these; "mean" the sum divided by Σ m·s·w_k (0 if that is exactly 0); "partial" both sums,
+        undivided, as a `Mean`. All in the result dtype.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (integer logits, a float mask).
-        ValueError: a shape or an option does not fit (labels (N,) with logits (N, 1), an unknown `reduction`).
+        TypeError: an argument has the wrong dtype or type (integer logits, a float mask).
+        ValueError: an argument has the wrong shape or value (labels (N,) with logits (N, 1), an unknown `reduction`).
 
     Gradients:
-        By `logits`, floating labels and every weight and hyper-parameter, each in its own dtype, in both directions and
-        any order. Exactly 0 at masked elements; finite at logits of ±inf; NaN where the logit is.
+        With respect to `logits`, floating labels and every weight and hyper-parameter, each in its argument's dtype;
+        forward and reverse mode, to any order. Exactly 0 at masked elements; finite at logits of ±inf; NaN where the
+        logit is NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -132,7 +134,7 @@ def sigmoid_focal_loss(
     where: ArrayLike | None = None,
     reduction: str = "none",
 ) -> Any:
-    """Focal loss of a sigmoid over logits: binary cross entropy that pays less heed to what is right already.
+    """Focal loss of a sigmoid over logits: binary cross entropy that gives less weight to what is already right.
 
     With `x` a logit, `y` its label and `p = σ(x)`, each element's loss is
 
@@ -141,31 +143,32 @@ def sigmoid_focal_loss(
     so for y = 1: α · (1−p)^γ · −log p. Without `alpha` the first factor is 1.
 
     Args:
-        logits: any shape, rank 0 included, any floating dtype. It alone sets the result dtype,
+        logits: any shape, rank 0 included, any floating dtype. Its dtype alone sets the result dtype,
             `promote(logits.dtype, float32)`.
         labels: the shape of `logits`, never broadcast; bool, integer or floating (a probability). An integer other
-            than 0 and 1 in an element that counts makes its loss and gradient NaN.
-        alpha: α in [0, 1], what a positive label weighs, a negative one weighing 1 − α; a scalar, or `[K]` for the
-            columns of the last axis, which may be traced (an array is not checked). Default: both weigh 1.
-        gamma: γ, at least 0, a number or a traced scalar (then unchecked); 0 is binary cross entropy.
-        sample_weight: the weight of each element; the shape of `logits`, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Elements that are False (missing labels) are exactly 0 in value and in
-            every gradient, whatever they hold. Default: all count.
+            than 0 and 1 makes its loss and gradient NaN, unless the element is masked.
+        alpha: α in [0, 1], the weight of a positive label; a negative one weighs 1 − α. A scalar, or `[K]` for the
+            columns of the last axis; may be traced (an array is not checked). Default: both weigh 1.
+        gamma: γ ≥ 0, a number or a traced scalar (unchecked); 0 is binary cross entropy.
+        sample_weight: the weight of each element: the shape of `logits`, or the same rank with axes of size 1.
+            Default: 1.
+        where: bool, shaped like `sample_weight`; elements where it is False (missing labels) are masked, as in
+            `sigmoid_binary_cross_entropy`. Default: no mask.
         reduction: "none" for a loss per element, "sum", "mean" or "partial" (see Returns).
 
     Returns:
-        By `reduction`, with m, s, the mask and the sample weight of an element: "none" the shape of `logits`, m·s·loss;
-        "sum" their sum; "mean" that divided by Σ m·s (0 where this is exactly 0): neither `alpha` nor the focal factor
-        is a weight there; "partial" the undivided pair, a `Mean`. All in the result dtype.
+        With m and s the mask and the sample weight of an element: "none" gives m·s·loss, of the shape of `logits`;
+        "sum" the sum of these; "mean" the sum divided by Σ m·s (0 if that is exactly 0), where neither `alpha` nor the
+        focal factor is a weight; "partial" both sums, undivided, as a `Mean`. All in the result dtype.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (integer logits, a float mask).
-        ValueError: a shape or an option does not fit (a negative `gamma`, `alpha` outside [0, 1]).
+        TypeError: an argument has the wrong dtype or type (integer logits, a float mask).
+        ValueError: an argument has the wrong shape or value (a negative `gamma`, `alpha` outside [0, 1]).
 
     Gradients:
-        By `logits`, floating labels, `alpha`, `gamma` and `sample_weight`, each in its own dtype, in both directions
-        and any order. Finite for every γ ≥ 0 and logit, ±inf included; exactly 0 at masked elements; NaN where the
-        logit is.
+        With respect to `logits`, floating labels, `alpha`, `gamma` and `sample_weight`, each in its argument's dtype;
+        forward and reverse mode, to any order. Finite for every γ ≥ 0 and every logit, ±inf included; exactly 0 at
+        masked elements; NaN where the logit is NaN.
 
     Example:
         >>> import jax.numpy as jnp

@@ -20,18 +20,18 @@ from jxent.reduction import Mean, reduce_rows
 
 @partial(export.register_namedtuple_serialization, serialized_name="jxent.CrossEntropyAux")
 class CrossEntropyAux(NamedTuple):
-    """What a loss learned about each row on the way.
+    """What a loss computed for each row on the way.
 
-    A pytree of four arrays of the row shape, under every reduction.
+    A pytree of four arrays of the row shape, whatever the reduction.
 
     Attributes:
-        log_z: the log of the softmax's normaliser, in the result dtype, differentiable; 0 in masked rows.
-        predicted: int32, the class with the highest logit, the lowest such id on ties; where the row is masked, holds
-            NaN or has no logit above −inf, −2³¹, which equals no label (−2³¹ + 1 if `ignore_index` is −2³¹).
-        nll: −log p of the label's distribution in the result dtype, whatever smoothing, weights and z-loss are: the exp of
-            its mean is the perplexity. 0 in masked rows. For metrics only, cut off from differentiation as `predicted` is.
-        entropy: −Σ_c p_c log p_c in nats and the result dtype, 0 in masked rows; for metrics only, as `nll` is.
-            `softmax_log_probs` has one with a gradient.
+        log_z: the log of the softmax's normaliser, in the result dtype; differentiable; 0 in masked rows.
+        predicted: int32, the class with the highest logit, the lowest such id on ties. Rows that are masked, hold NaN
+            or have no logit above −inf get −2³¹, which equals no label (−2³¹ + 1 if `ignore_index` is −2³¹).
+        nll: −log p of the label's distribution, without smoothing, weights or z-loss, in the result dtype: the exp of
+            its mean is the perplexity. 0 in masked rows. A metric: like `predicted`, it has no gradient.
+        entropy: −Σ_c p_c log p_c in nats, in the result dtype; 0 in masked rows. A metric without a gradient;
+            `softmax_log_probs` returns a differentiable one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -118,55 +118,55 @@ def softmax_cross_entropy(
 
         −Σ_c w_c · q_c · log p_c  +  z_loss · log_z²,        log_z = log Σ_c exp(logits_c).
 
-    It is formed without cancellation: the loss and the gradient of a confident row keep their digits down to 1e-38,
-    where a plain logsumexp gives 0. A logit of −inf is a class that does not exist: its probability and gradient are 0.
+    Nothing in it cancels: the loss and the gradient of a confident row keep their digits down to 1e-38, where a plain
+    logsumexp gives 0. A logit of −inf marks a class that does not exist: its probability and gradient are 0.
 
     Args:
         logits: `[..., V, ...]` with V at `axis`, any floating dtype; every other axis is a row axis, and there may be
-            none. It alone sets the result dtype, `promote(logits.dtype, float32)`; bfloat16 and float16 logits are
-            not copied whole to float32 (but XLA on the CPU does so with float16 before any sum, and may with at most
-            eight classes).
+            none. Its dtype alone sets the result dtype, `promote(logits.dtype, float32)`. bfloat16 and float16 logits
+            are not copied whole to float32 (but XLA on the CPU does so with float16 before any sum, and may with at
+            most eight classes).
         labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`;
-            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN. Distributions
-            are neither normalised nor checked.
+            or `SparseLabels`. Never broadcast. An id outside [0, V) makes the loss and gradient of its row NaN, unless
+            the row is masked. Distributions are neither normalised nor checked.
         class_weight: `[V]`, the weight w_c of each class. Default: 1.
-        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
-            whatever they hold; a sample weight of 0 does not promise that (0·NaN is NaN). Default: all rows count.
-        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked): q ← (1−ε)·q + ε/V', with V' the
-            number of logits above −inf in the row.
-        z_loss: the factor of log_z², a number or a traced scalar. Class weights do not touch this term.
+        sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`. Rows where it is False are masked: exactly 0 in value and in every
+            gradient, whatever they hold. A sample weight of 0 does not promise that (0·NaN is NaN). Default: no mask.
+        ignore_index: a static integer; rows with this id are masked. Not for distributions. Default: none.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked): q ← (1−ε)·q + ε/V', where V' counts the
+            logits above −inf in the row.
+        z_loss: the factor of log_z², a number or a traced scalar. Class weights do not apply to this term.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial" (see Returns).
         vocab_axis_name: inside `jax.shard_map`, the name (or a tuple of names) of the mesh axes that split the classes.
-            `logits`, distributions and `class_weight` are then one device's part, device i holding the classes from
-            i·V on; ids, V' and everything returned are of all devices. Pad the classes with logits of −inf if need be.
-            Logits that were all-gathered go without this: with it, each device's copy would count as classes of its
-            own, log_z be too high by the log of the number of devices, and nothing could tell.
-            Rows that other axes split are this device's alone: add them up by `Mean.psum`. Default: each device has all
-            classes. Under `jit` alone, arrays may be split in any way without this.
-        return_aux: whether to return a `CrossEntropyAux` too.
+            `logits`, distributions and `class_weight` are then one device's part, where device i holds the classes from
+            i·V on; ids, V' and all results are global. Pad the classes with logits of −inf if need be. Omit this for
+            logits that were all-gathered: each device's copy would count as separate classes, log_z would be too high
+            by the log of the number of devices, and nothing could detect it. Rows that other axes split stay local: add
+            them up with `Mean.psum`. Default: each device has all classes. Under `jit` alone, arrays may be split in
+            any way without this.
+        return_aux: whether to also return a `CrossEntropyAux`.
 
     Returns:
-        By `reduction`, with m, s, the mask and the sample weight of a row: "none" the row shape, m·s·loss; "sum" their
-        sum; "mean" that divided by Σ m·s·v, where v is the class weight of the id, or Σ_c w_c q_c of the distribution
-        (0 where the sum of weights is exactly 0); "partial" the undivided pair, a `Mean`. All in the result dtype. With
-        `return_aux`, a pair of this and a `CrossEntropyAux`.
+        With m and s the mask and the sample weight of a row: "none" gives m·s·loss, of the row shape; "sum" the sum of
+        these; "mean" the sum divided by Σ m·s·v (0 if the weights sum to exactly 0), where v is the class weight of the
+        id, or Σ_c w_c q_c for a distribution; "partial" both sums, undivided, as a `Mean`. All in the result dtype.
+        With `return_aux`, a pair of this and a `CrossEntropyAux`.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (integer logits, bool labels, a float mask, a traced
+        TypeError: an argument has the wrong dtype or type (integer logits, bool labels, a float mask, a traced
             `ignore_index`).
-        ValueError: a shape or an option does not fit (labels of shape (N, 1), one-hot integers, an unknown
-            `reduction`, smoothing outside [0, 1], `ignore_index` with distributions); or `vocab_axis_name` is no axis
-            that splits `logits`, or `check_vma` of the `shard_map` is off (gradients would be wrong).
+        ValueError: an argument has the wrong shape or value (labels of shape (N, 1), one-hot integers, an unknown
+            `reduction`, smoothing outside [0, 1], `ignore_index` with distributions); or `vocab_axis_name` names no
+            axis that splits `logits`, or the `shard_map` has `check_vma` off (gradients would be wrong).
 
     Gradients:
-        By `logits`, distributions, `class_weight`, `sample_weight`, `label_smoothing` and `z_loss`, each in its own
-        dtype, in both directions and any order. Reverse mode keeps the arguments and O(rows) numbers. Exactly 0 in
-        masked rows and at logits of −inf; `p − onehot` (finite) where the loss is inf because the label's logit is
-        −inf; NaN in rows with a bad id, a NaN, a +inf or no logit above −inf. float16 gradients of a mean underflow
-        at V of some ten thousands, as everybody's do: scale the loss.
+        With respect to `logits`, distributions, `class_weight`, `sample_weight`, `label_smoothing` and `z_loss`, each
+        in its argument's dtype; forward and reverse mode, to any order. Reverse mode keeps the arguments and O(rows)
+        numbers. Exactly 0 in masked rows and at logits of −inf; `p − onehot` (finite) where the loss is inf because the
+        label's logit is −inf; NaN in rows with a bad id, a NaN, a +inf or no logit above −inf. The float16 gradient of
+        a mean underflows when V is in the tens of thousands, as in any library: scale the loss.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -242,39 +242,40 @@ def softmax_focal_loss(
     axis: int = -1,
     reduction: str = "none",
 ) -> Any:
-    """Focal loss of a softmax over logits: cross entropy that pays less heed to the rows that are right already.
+    """Focal loss of a softmax over logits: cross entropy that gives less weight to rows that are already right.
 
     With V classes, `p = softmax(logits)` and `q` the target distribution of a row, each row's loss is
 
         s^γ · −Σ_c w_c · q_c · log p_c,        s = Σ_c q_c · (1 − p_c),
 
-    so for an id y: w_y · (1 − p_y)^γ · −log p_y. Class weights are no part of s.
+    so for an id y: w_y · (1 − p_y)^γ · −log p_y. Class weights do not enter s.
 
     Args:
         logits: `[..., V, ...]` with V at `axis`, any floating dtype; as in `softmax_cross_entropy`.
         labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`;
-            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
-        gamma: γ, at least 0, a number or a traced scalar (then unchecked); 0 is cross entropy.
+            or `SparseLabels`. Never broadcast; bad ids as in `softmax_cross_entropy`.
+        gamma: γ ≥ 0, a number or a traced scalar (unchecked); 0 is cross entropy.
         class_weight: `[V]`, the weight w_c of each class (the α of the paper). Default: 1.
-        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
-            whatever they hold. Default: all rows count.
-        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
+        sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`; rows where it is False are masked, as in `softmax_cross_entropy`.
+            Default: no mask.
+        ignore_index: a static integer; rows with this id are masked. Not for distributions. Default: none.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
 
     Returns:
         As `softmax_cross_entropy`: the row shape for "none", a scalar for "sum" and "mean", a `Mean` for "partial", in
-        the result dtype. A mean divides by the class weights of the labels; the factor s^γ is no weight.
+        the result dtype. A mean divides by the class weights of the labels; the factor s^γ is not a weight.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit (a negative `gamma`).
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value (a negative `gamma`).
 
     Gradients:
-        By `logits`, distributions, `class_weight`, `sample_weight` and `gamma`, each in its own dtype, in both
-        directions and any order. Finite for every γ ≥ 0 and whatever finite logits, loss 0 included; exactly 0 in
-        masked rows and at logits of −inf; as those of `softmax_cross_entropy` where the loss is inf or NaN.
+        With respect to `logits`, distributions, `class_weight`, `sample_weight` and `gamma`, each in its argument's
+        dtype; forward and reverse mode, to any order. Finite for every γ ≥ 0 and all finite logits, even where the loss
+        is 0; exactly 0 in masked rows and at logits of −inf; where the loss is inf or NaN, as in
+        `softmax_cross_entropy`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -337,7 +338,7 @@ def poly1_cross_entropy(
     axis: int = -1,
     reduction: str = "none",
 ) -> Any:
-    """Poly-1 loss of a softmax over logits: cross entropy whose first polynomial coefficient is moved by ε.
+    """Poly-1 loss of a softmax over logits: cross entropy with its first polynomial coefficient shifted by ε.
 
     With V classes, `p = softmax(logits)` and `q` the target distribution of a row, each row's loss is
 
@@ -346,13 +347,13 @@ def poly1_cross_entropy(
     Args:
         logits: `[..., V, ...]` with V at `axis`, any floating dtype; as in `softmax_cross_entropy`.
         labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`;
-            or `SparseLabels`. Never broadcast. An id outside [0, V) in a row that counts makes its loss and gradient NaN.
-        epsilon: ε, a number or a traced scalar; 0 is cross entropy. Above −1 the loss falls wherever p rises.
-        class_weight: `[V]`, the weight w_c of each class. It does not touch the second term. Default: 1.
-        sample_weight: the weight of each row; the row shape, or its rank with axes of size 1. Default: 1.
-        where: bool, shaped like `sample_weight`. Rows that are False are exactly 0 in value and in every gradient,
-            whatever they hold. Default: all rows count.
-        ignore_index: a static integer; rows with this id are masked, as by `where`. Not for distributions.
+            or `SparseLabels`. Never broadcast; bad ids as in `softmax_cross_entropy`.
+        epsilon: ε, a number or a traced scalar; 0 is cross entropy. Above −1 the loss always falls as p rises.
+        class_weight: `[V]`, the weight w_c of each class; it does not apply to the second term. Default: 1.
+        sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
+        where: bool, shaped like `sample_weight`; rows where it is False are masked, as in `softmax_cross_entropy`.
+            Default: no mask.
+        ignore_index: a static integer; rows with this id are masked. Not for distributions. Default: none.
         label_smoothing: in [0, 1], a number or a traced scalar; smooths q in both terms, as in `softmax_cross_entropy`.
         axis: the class axis.
         reduction: "none" for a loss per row, "sum", "mean" or "partial", as in `softmax_cross_entropy`.
@@ -362,13 +363,13 @@ def poly1_cross_entropy(
         the result dtype.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit.
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value.
 
     Gradients:
-        By `logits`, distributions, `class_weight`, `sample_weight`, `epsilon` and `label_smoothing`, each in its own
-        dtype, in both directions and any order. Exactly 0 in masked rows and at logits of −inf; as those of
-        `softmax_cross_entropy` where the loss is inf or NaN.
+        With respect to `logits`, distributions, `class_weight`, `sample_weight`, `epsilon` and `label_smoothing`, each
+        in its argument's dtype; forward and reverse mode, to any order. Exactly 0 in masked rows and at logits of −inf;
+        where the loss is inf or NaN, as in `softmax_cross_entropy`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -407,7 +408,7 @@ def poly1_cross_entropy(
 
 
 class _Options(NamedTuple):
-    """What is known when a loss is compiled."""
+    """The static options of a loss."""
 
     targets: TargetOptions
     form: Literal["cross entropy", "focal", "poly1"]
@@ -419,9 +420,9 @@ class _Options(NamedTuple):
 def _evaluated(
     options: _Options, logits: Array, given: Given, factor: Array | None
 ) -> tuple[Array | Mean, CrossEntropyAux | None]:
-    """The losses of this module, from arguments that have been checked. `factor` is that of log_z², γ or ε; None is 0.
+    """The losses of this module, from checked arguments. `factor` is that of log_z², γ or ε; None is 0.
 
-    One compiled function for each set of options, shapes and dtypes, under an eager call too.
+    Jitted, so an eager call runs one compiled function per set of options, shapes and dtypes.
     """
     axis = options.targets.axis
     targets = make_targets(options.targets, logits.shape[axis], split_like(logits, axis, given))

@@ -1,8 +1,8 @@
-"""The losses of `torch.nn.functional`, argument for argument, for code that comes from torch.
+"""The losses of `torch.nn.functional`, argument for argument, for code ported from torch.
 
-They take torch's arguments in torch's order, with the class axis at 1, and return torch's values and gradients, the NaN
-of an empty mean included. Each is one of this package's losses under torch's names, and differs from torch only where
-its docstring says so. New code is better off with the losses themselves.
+They take torch's arguments in torch's order, with the class axis at 1, and return torch's values and gradients,
+including the NaN of an empty mean. Each wraps a loss of this package and differs from torch only where its docstring
+says so. New code should call the losses directly.
 """
 
 import re
@@ -39,43 +39,43 @@ def cross_entropy(
 
         ids: −(1−ε)·w_y·log p_y − ε/C·Σ_c w_c log p_c,        distributions: −Σ_c w_c·((1−ε)·q_c + ε/C)·log p_c.
 
-    Where it differs from torch, on purpose:
+    It deliberately differs from torch in these points:
 
     - A confident row keeps its digits: torch rounds small losses and their gradients to 0.
-    - An ignored row is exactly 0 whatever it holds; torch's has a NaN gradient where the row has a NaN.
-    - A logit of −inf is a class that does not exist, 0 · log 0 = 0: smoothing goes to the other classes, and a target or
-      a weight of 0 costs nothing there. torch gives inf and NaN.
-    - A negative `label_smoothing` is refused: torch takes it for 0, silently.
+    - An ignored row is exactly 0 whatever it holds; torch gives it a NaN gradient if it holds a NaN.
+    - A logit of −inf marks a class that does not exist, 0 · log 0 = 0: smoothing goes to the other classes, and a
+      target or a weight of 0 costs nothing there. torch gives inf and NaN.
+    - A negative `label_smoothing` is an error: torch silently treats it as 0.
     - Ids may have any integer dtype, JAX's default being int32; torch takes int64 and uint8. Dtypes may be mixed.
-    - bfloat16 and float16 logits give a float32 loss, which is accurate; torch rounds it to their dtype.
-    - What is wrong with a shape, a dtype or an option is a ValueError or a TypeError; torch has RuntimeErrors too. Zero
-      classes are refused even if every row is ignored.
+    - bfloat16 and float16 logits give an accurate float32 loss; torch rounds it to their dtype.
+    - A wrong shape, dtype or option raises a ValueError or a TypeError; torch also uses RuntimeErrors. Zero classes are
+      an error even if every row is ignored.
 
     Args:
         input: logits, `[C]`, `[N, C]` or `[N, C, d1, …, dK]`, any floating dtype.
         target: class ids, integers of shape `[]` (or `[1]`), `[N]` or `[N, d1, …, dK]`; or a distribution per row,
             floating, with the shape of `input`.
         weight: `[C]`, the weight w_c of each class. Default: 1.
-        size_average: deprecated, for `reduction`. False: "sum".
-        ignore_index: a static integer; rows with this id are masked. Distributions allow negative ones only.
-        reduce: deprecated, for `reduction`. False: "none", whatever `size_average` is.
-        reduction: "none", "sum" or "mean"; overridden where `size_average` or `reduce` is given.
-        label_smoothing: ε in [0, 1], a number or a traced scalar (then unchecked).
+        size_average: deprecated, use `reduction`. False: "sum". Default: unset.
+        ignore_index: a static integer; rows with this id are masked. Must be negative with distributions.
+        reduce: deprecated, use `reduction`. False: "none", whatever `size_average` is. Default: unset.
+        reduction: "none", "sum" or "mean"; overridden if `size_average` or `reduce` is given.
+        label_smoothing: ε in [0, 1], a number or a traced scalar (unchecked).
 
     Returns:
-        "none": a loss per row, in the shape of the rows. "sum": their sum. "mean": for ids that divided by the Σ w_y of
-        the rows not ignored, for distributions by the number of rows, N·d1·…·dK, whatever `weight` is; NaN where the
-        divisor is 0. All in `promote(input.dtype, float32)`.
+        "none" gives a loss per row, in the shape of the rows; "sum" their sum; "mean" the sum divided by the Σ w_y of
+        the rows not ignored for ids, or by the number of rows, N·d1·…·dK, for distributions, whatever `weight` is; NaN
+        if the divisor is 0. All in `promote(input.dtype, float32)`.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit.
-        IndexError: an id is outside [0, C). Under `jit`, and wherever else `target` is traced, no value is known: the
-            row's loss and gradient are NaN then.
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value.
+        IndexError: an id is outside [0, C). Where `target` is traced (under `jit`, for example) its values are unknown,
+            and the row's loss and gradient are NaN instead.
 
     Gradients:
-        By `input`, distributions, `weight` and `label_smoothing`, in both directions and any order; exactly 0 in ignored
-        rows. In a mean whose divisor is 0 the rows that count have NaN.
+        With respect to `input`, distributions, `weight` and `label_smoothing`, in forward and reverse mode, to any
+        order; exactly 0 in ignored rows. In a mean whose divisor is 0, NaN in the other rows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -114,39 +114,40 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Array:
-    """Negative log-likelihood of given log-probabilities, as `torch.nn.functional.nll_loss`.
+    """Negative log-likelihood of log-probabilities, as `torch.nn.functional.nll_loss`.
 
-    Each row's loss is −w_y·input_y. Where it differs from torch, on purpose:
+    Each row's loss is −w_y·input_y. It deliberately differs from torch in these points:
 
-    - An entry of −inf is a class that does not exist, 0 · log 0 = 0: a weight of 0 costs nothing there. torch gives NaN.
-    - An entry of +inf at the label is NaN, for loss scaling to see; torch gives −inf.
+    - An entry of −inf marks a class that does not exist, 0 · log 0 = 0: a weight of 0 costs nothing there. torch gives
+      NaN.
+    - An entry of +inf at the label gives NaN, so that loss scaling sees it; torch gives −inf.
     - Ids may have any integer dtype, JAX's default being int32; torch takes int64 and uint8. Dtypes may be mixed.
-    - bfloat16 and float16 inputs give a float32 loss, which is accurate; torch rounds it to their dtype.
-    - What is wrong with a shape, a dtype or an option is a ValueError or a TypeError; torch has RuntimeErrors too. Zero
-      classes are refused even if every row is ignored.
+    - bfloat16 and float16 inputs give an accurate float32 loss; torch rounds it to their dtype.
+    - A wrong shape, dtype or option raises a ValueError or a TypeError; torch also uses RuntimeErrors. Zero classes are
+      an error even if every row is ignored.
 
     Args:
         input: log-probabilities, `[C]`, `[N, C]` or `[N, C, d1, …, dK]`, any floating dtype.
         target: class ids, integers of shape `[]` (or `[1]`), `[N]` or `[N, d1, …, dK]`.
         weight: `[C]`, the weight w_c of each class. Default: 1.
-        size_average: deprecated, for `reduction`. False: "sum".
+        size_average: deprecated, use `reduction`. False: "sum". Default: unset.
         ignore_index: a static integer; rows with this id are masked.
-        reduce: deprecated, for `reduction`. False: "none", whatever `size_average` is.
-        reduction: "none", "sum" or "mean"; overridden where `size_average` or `reduce` is given.
+        reduce: deprecated, use `reduction`. False: "none", whatever `size_average` is. Default: unset.
+        reduction: "none", "sum" or "mean"; overridden if `size_average` or `reduce` is given.
 
     Returns:
-        "none": a loss per row, in the shape of the rows. "sum": their sum. "mean": that divided by the Σ w_y of the rows
-        not ignored; NaN where this is 0. All in `promote(input.dtype, float32)`.
+        "none" gives a loss per row, in the shape of the rows; "sum" their sum; "mean" the sum divided by the Σ w_y of
+        the rows not ignored; NaN if that is 0. All in `promote(input.dtype, float32)`.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit (distributions: `cross_entropy` takes them).
-        ValueError: a shape or an option does not fit.
-        IndexError: an id is outside [0, C). Under `jit`, and wherever else `target` is traced, no value is known: the
-            row's loss and gradient are NaN then.
+        TypeError: an argument has the wrong dtype or type (distributions, which `cross_entropy` takes).
+        ValueError: an argument has the wrong shape or value.
+        IndexError: an id is outside [0, C). Where `target` is traced (under `jit`, for example) its values are unknown,
+            and the row's loss and gradient are NaN instead.
 
     Gradients:
-        By `input` and `weight`, in both directions and any order; exactly 0 in ignored rows. In a mean whose divisor is
-        0 the rows that count have NaN.
+        With respect to `input` and `weight`, in forward and reverse mode, to any order; exactly 0 in ignored rows. In a
+        mean whose divisor is 0, NaN in the other rows.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -176,38 +177,38 @@ def binary_cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Array:
-    """Binary cross entropy of given probabilities, as `torch.nn.functional.binary_cross_entropy`.
+    """Binary cross entropy of probabilities, as `torch.nn.functional.binary_cross_entropy`.
 
-    Each element's loss is −weight·(y·max(log p, −100) + (1−y)·max(log(1−p), −100)). Where it differs from torch, on
-    purpose:
+    Each element's loss is −weight·(y·max(log p, −100) + (1−y)·max(log(1−p), −100)). It deliberately differs from torch
+    in these points:
 
-    - Where p·(1−p) < 1e-12 the gradient is that of either logarithm by itself, −y/max(p, 1e-12) and
+    - Where p·(1−p) < 1e-12 the gradient is that of each logarithm separately, −y/max(p, 1e-12) and
       (1−y)/max(1−p, 1e-12). torch's, (p−y)/max(p·(1−p), 1e-12), loses one of the two: it is 0, not −1, at p = y = 1.
     - Labels may be bool or integer, and dtypes may be mixed.
-    - bfloat16 and float16 inputs give a float32 loss, which is accurate; torch rounds it to their dtype.
-    - What is wrong with a shape, a dtype, an option or a value is a ValueError or a TypeError; torch has RuntimeErrors
-      too.
+    - bfloat16 and float16 inputs give an accurate float32 loss; torch rounds it to their dtype.
+    - A wrong shape, dtype, option or value raises a ValueError or a TypeError; torch also uses RuntimeErrors.
 
     Args:
         input: probabilities, any shape, any floating dtype.
         target: the shape of `input`, in [0, 1]; bool, integer or floating.
         weight: the weight of each element; any shape that broadcasts to that of `input`. Default: 1.
-        size_average: deprecated, for `reduction`. False: "sum".
-        reduce: deprecated, for `reduction`. False: "none", whatever `size_average` is.
-        reduction: "none", "sum" or "mean"; overridden where `size_average` or `reduce` is given.
+        size_average: deprecated, use `reduction`. False: "sum". Default: unset.
+        reduce: deprecated, use `reduction`. False: "none", whatever `size_average` is. Default: unset.
+        reduction: "none", "sum" or "mean"; overridden if `size_average` or `reduce` is given.
 
     Returns:
-        "none": a loss per element. "sum": their sum. "mean": that divided by the number of elements, whatever `weight`
-        is; NaN where there are none. All in `promote(input.dtype, float32)`.
+        "none" gives a loss per element; "sum" their sum; "mean" the sum divided by the number of elements, whatever
+        `weight` is; NaN if there are none. All in `promote(input.dtype, float32)`.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit; or a number in `input` or `target` is outside [0, 1] or NaN. Where
-            they are traced (under `jit`, `grad` or `vmap`), no value is known: the element's loss and gradient are NaN
-            then.
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value; or a number in `input` or `target` is outside [0, 1] or
+            NaN. Where they are traced (under `jit`, `grad` or `vmap`) their values are unknown, and the element's loss
+            and gradient are NaN instead.
 
     Gradients:
-        By `input`, floating `target` and `weight`, in both directions and any order; finite at 0 and 1.
+        With respect to `input`, floating `target` and `weight`, in forward and reverse mode, to any order; finite at 0
+        and 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -242,35 +243,36 @@ def binary_cross_entropy_with_logits(
 ) -> Array:
     """Binary cross entropy from logits, as `torch.nn.functional.binary_cross_entropy_with_logits`.
 
-    Each element's loss is weight·(pos_weight·y·softplus(−x) + (1−y)·softplus(x)). Where it differs from torch, on
-    purpose:
+    Each element's loss is weight·(pos_weight·y·softplus(−x) + (1−y)·softplus(x)). It deliberately differs from torch in
+    these points:
 
-    - A logit of ±inf on the right side costs 0, each term being 0 where its coefficient is; torch gives NaN.
-    - Labels may be bool or integer, and dtypes may be mixed. One outside [0, 1] by more than rounding is NaN; torch takes
-      any number.
-    - bfloat16 and float16 logits give a float32 loss, which is accurate; torch rounds it to their dtype.
-    - What is wrong with a shape, a dtype or an option is a ValueError or a TypeError; torch has RuntimeErrors too.
+    - A logit of ±inf on the right side costs 0, since a term is 0 if its coefficient is 0; torch gives NaN.
+    - Labels may be bool or integer, and dtypes may be mixed. One outside [0, 1] by more than rounding gives NaN; torch
+      takes any number.
+    - bfloat16 and float16 logits give an accurate float32 loss; torch rounds it to their dtype.
+    - A wrong shape, dtype or option raises a ValueError or a TypeError; torch also uses RuntimeErrors.
 
     Args:
         input: logits, any shape, any floating dtype.
         target: the shape of `input`; bool, integer or floating (a probability).
         weight: the weight of each element; any shape that broadcasts to that of `input`. Default: 1.
-        size_average: deprecated, for `reduction`. False: "sum".
-        reduce: deprecated, for `reduction`. False: "none", whatever `size_average` is.
-        reduction: "none", "sum" or "mean"; overridden where `size_average` or `reduce` is given.
-        pos_weight: what a positive label weighs against a negative one; any shape that broadcasts to that of `input`.
-            Default: 1.
+        size_average: deprecated, use `reduction`. False: "sum". Default: unset.
+        reduce: deprecated, use `reduction`. False: "none", whatever `size_average` is. Default: unset.
+        reduction: "none", "sum" or "mean"; overridden if `size_average` or `reduce` is given.
+        pos_weight: the weight of a positive label relative to a negative one; any shape that broadcasts to that of
+            `input`. Default: 1.
 
     Returns:
-        "none": a loss per element. "sum": their sum. "mean": that divided by the number of elements, whatever the
-        weights are; NaN where there are none. All in `promote(input.dtype, float32)`.
+        "none" gives a loss per element; "sum" their sum; "mean" the sum divided by the number of elements, whatever the
+        weights are; NaN if there are none. All in `promote(input.dtype, float32)`.
 
     Raises:
-        TypeError: a dtype or a kind of argument does not fit.
-        ValueError: a shape or an option does not fit.
+        TypeError: an argument has the wrong dtype or type.
+        ValueError: an argument has the wrong shape or value.
 
     Gradients:
-        By `input`, floating `target` and both weights, in both directions and any order; finite at logits of ±inf.
+        With respect to `input`, floating `target` and both weights, in forward and reverse mode, to any order; finite
+        at logits of ±inf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -295,7 +297,7 @@ def binary_cross_entropy_with_logits(
         options = {"sample_weight": weight, "pos_weight": pos_weight}
         return _binary(fn, sigmoid_binary_cross_entropy, logits, labels, reduction, **options)
 
-    # Elsewhere pos_weight goes by the columns of the last axis: laid out in one line, every element is a column.
+    # The losses take pos_weight per column of the last axis. Flattened, every element is a column.
     options = {
         "sample_weight": None if weight is None else weight.ravel(),
         "pos_weight": jnp.ravel(_broadcast(fn, "pos_weight", pos_weight, logits.shape)),
@@ -337,7 +339,7 @@ def _multiclass(
     if reduction == "sum":
         return mean.total
     divisor = size_of(arguments.row_shape(scores, axis), mean.total.dtype) if is_soft else mean.weight
-    # Not the quotient by itself: under smoothing the total need not be 0 where the weights are.
+    # Without the NaN divisor, smoothing could give inf: its total need not be 0 where the weights are.
     return mean.total / jnp.where(divisor == 0, jnp.nan, divisor)
 
 
@@ -359,7 +361,7 @@ _WORDS = {
 
 
 def _call(fn: str, loss: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Calls a loss of this package; what it raises comes back in torch's words."""
+    """Calls a loss of this package, and rewrites its errors in torch's words."""
     try:
         return loss(*args, **options)
     except (TypeError, ValueError) as error:
@@ -372,7 +374,7 @@ def _call(fn: str, loss: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 def _reduction(fn: str, reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    """The reduction that torch would take."""
+    """The `reduction` that torch would use, given its deprecated arguments."""
     if size_average is not None or reduce is not None:
         if reduce is not None and not reduce:
             reduction = "none"
@@ -386,7 +388,7 @@ def _reduction(fn: str, reduction: str, size_average: bool | None, reduce: bool 
 
 
 def _broadcast(fn: str, name: str, value: Any, shape: tuple[int, ...]) -> Any:
-    """A weight in the shape of the elements; None stays None."""
+    """Broadcasts a weight to the shape of the elements; None stays None."""
     if value is None:
         return None
     array = arguments.as_real(fn, name, value)
@@ -397,7 +399,7 @@ def _broadcast(fn: str, name: str, value: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _known(fn: str, name: str, value: Any) -> np.ndarray | None:
-    """The numbers themselves; None where they are traced, or lie on other processes' devices."""
+    """The values as NumPy; None if they are traced or lie on devices of other processes."""
     arrays = [leaf for leaf in jax.tree.leaves(value) if isinstance(leaf, Array)]
     if any(isinstance(array, Tracer) or not array.is_fully_addressable for array in arrays):
         return None
@@ -405,7 +407,7 @@ def _known(fn: str, name: str, value: Any) -> np.ndarray | None:
 
 
 def _check_ids(fn: str, target: Any, labels: Array, num_classes: int, ignored: int) -> None:
-    """Of the target as it came: `labels` are clipped to 32 bits."""
+    """Checks the original `target`, because `labels` are clipped to 32 bits."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         return
     ids = _known(fn, "target", labels if hasattr(target, "__jax_array__") else target)
@@ -421,7 +423,7 @@ def _check_ids(fn: str, target: Any, labels: Array, num_classes: int, ignored: i
 
 
 def _in_unit_interval(fn: str, name: str, values: Array) -> Array:
-    """Values checked to lie in [0, 1]; traced ones come back as NaN where they don't, which reaches their gradient."""
+    """Checks that the values lie in [0, 1]; traced ones get NaN where they do not, and so do their gradients."""
     known = _known(fn, name, values)
     if known is None:
         if not jnp.issubdtype(values.dtype, jnp.floating):

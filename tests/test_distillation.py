@@ -357,7 +357,7 @@ ERRORS = {
         ValueError,
         "teacher_hidden has shape (3, 5); expected the rows",
     ),
-    "fused: other classes": ((h, k, t, w[:, :2]), {}, ValueError, "teacher_kernel has 2 classes, and kernel 3"),
+    "fused: other classes": ((h, k, t, w[:, :2]), {}, ValueError, "teacher_kernel has 2 classes, but kernel has 3"),
     "fused: teacher's kernel the other way": (
         (h, k, t, w.T),
         {},

@@ -128,7 +128,7 @@ def test_check_labels_of_traced_labels_is_a_checkify_check(name):
     labels, arguments, options, words = BAD[name]
     how_many = re.match(r"\d+ of \d+", words)[0]
     with pytest.raises(
-        checkify.JaxRuntimeError, match=f"check_labels: {how_many} labels .*: they go {TRACED_BAD[name]}"
+        checkify.JaxRuntimeError, match=f"check_labels: {how_many} labels .*, ranging {TRACED_BAD[name]}"
     ):
         traced(labels, arguments, options).throw()
 

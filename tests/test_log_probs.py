@@ -243,10 +243,10 @@ class Unhashable:
 @pytest.mark.parametrize(
     ("row_loss", "error", "text"),
     [
-        (lambda p, h: (p + h).sum(), ValueError, r"one number a row, shape \(3,\) for 3 rows; got shape \(\)"),
+        (lambda p, h: (p + h).sum(), ValueError, r"one number per row, shape \(3,\) for 3 rows; got shape \(\)"),
         (lambda p, h: p[:, None], ValueError, r"got shape \(3, 1\)"),
         (lambda p, h: (p, h), ValueError, "got tuple"),
-        (lambda p, h: (p > 0).astype(int), TypeError, "must give a floating dtype; got int"),
+        (lambda p, h: (p > 0).astype(int), TypeError, "must return a floating dtype; got int"),
         (3, TypeError, "row_loss must be a function, and hashable; got int"),
         (Unhashable(), TypeError, "row_loss must be a function, and hashable; got Unhashable"),
     ],

@@ -47,7 +47,7 @@ SABOTAGES = {
         SOFTMAX,
         "masked_rows_are_exactly_zero and nan and softmax",
     ),
-    "ignore_index dropped": Sabotage(TARGETS, "if counted is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
+    "ignore_index dropped": Sabotage(TARGETS, "if kept is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
     "smoothing dropped": Sabotage(
         LOSSES, "if smoothing is not None:\n", "if False:\n", SOFTMAX, "one_option and label_smoothing and sum"
     ),
@@ -86,7 +86,7 @@ SABOTAGES = {
         STATE, "(dot / (1 + excess) - jnp.where(", "(0 - jnp.where(", "tests/_core/rows/test_rule.py", "slopes"
     ),
     "highest devices counted twice": Sabotage(
-        STATE, "excess + (num_highest - 1)", "excess + num_highest", VOCAB_AXIS, "every_sort and ids-f"
+        STATE, "excess + (num_holding - 1)", "excess + num_holding", VOCAB_AXIS, "every_sort and ids-f"
     ),
     "a coefficient of 0 that silences nothing": Sabotage(
         "_core/silence.py",
@@ -137,8 +137,8 @@ SABOTAGES = {
     ),
     "masked hidden states meet the matmuls": Sabotage(
         PRODUCTS,
-        "_matmul(config, _counted(rows.hidden, rows.where), ",
-        "_matmul(config, rows.hidden, ",
+        "hidden = _masked(per_row.hidden, per_row.where)\n    return",
+        "hidden = per_row.hidden\n    return",
         FUSED_MASKS,
         "not_there and mean and ids",
     ),
@@ -189,7 +189,7 @@ SABOTAGES = {
     "row arguments of masked rows seen": Sabotage(
         PRODUCTS,
         "row_loss(log_prob, entropy, *row_args)",
-        "row_loss(log_prob, entropy, *rows.row_args)",
+        "row_loss(log_prob, entropy, *per_row.row_args)",
         OF_LOG_PROBS,
         "nothing_of_masked",
     ),

@@ -238,17 +238,17 @@ def test_check_labels_reads_their_ids():
 x = jnp.ones((4, 3))
 ids, ones = jnp.zeros((4, 2), int), jnp.ones((4, 2))
 ERRORS = {
-    "float ids": (ones, ones, {}, TypeError, "ids of labels must have an integer dtype (class ids); got float32"),
-    "one id a row": (ids[:, 0], ones, {}, ValueError, "ids of labels has shape (4,); expected (4, 'K'), K ids a row"),
-    "no ids": (ids[:, :0], ones[:, :0], {}, ValueError, "ids of labels has shape (4, 0); expected (4, 'K')"),
-    "other rows": (ids[:3], ones[:3], {}, ValueError, "ids of labels has shape (3, 2); expected (4, 'K')"),
-    "integer weights": (ids, ids, {}, TypeError, "weights of labels must have a floating dtype; got int32"),
+    "float ids": (ones, ones, {}, TypeError, "labels.ids must have an integer dtype (class ids); got float32"),
+    "one id a row": (ids[:, 0], ones, {}, ValueError, "labels.ids has shape (4,); expected (4, 'K'), K ids per row"),
+    "no ids": (ids[:, :0], ones[:, :0], {}, ValueError, "labels.ids has shape (4, 0); expected (4, 'K')"),
+    "other rows": (ids[:3], ones[:3], {}, ValueError, "labels.ids has shape (3, 2); expected (4, 'K')"),
+    "integer weights": (ids, ids, {}, TypeError, "labels.weights must have a floating dtype; got int32"),
     "weights for all": (
         ids,
         ones[0],
         {},
         ValueError,
-        "weights of labels has shape (2,); expected that of its ids, (4, 2)",
+        "labels.weights has shape (2,); expected that of labels.ids, (4, 2)",
     ),
     "ignore_index": (ids, ones, {"ignore_index": 0}, ValueError, "labels is a distribution (SparseLabels); mask rows"),
 }

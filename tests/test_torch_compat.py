@@ -740,7 +740,7 @@ ERRORS = [
     (CE, (np.float32(0), 0), {}, ValueError, r"input has shape \(\); expected \(C,\) or \(N, C, ...\)"),
     (CE, (X, IDS[:, None]), {}, ValueError, r"target has shape \(2, 1\) .* did you mean target.squeeze\(-1\)\?"),
     (CE, (X, IDS > 0), {}, TypeError, "target has dtype bool; expected an integer dtype"),
-    (CE, (X, IDS), {"weight": X}, ValueError, r"weight has shape \(2, 3\); expected \(3,\), one a class"),
+    (CE, (X, IDS), {"weight": X}, ValueError, r"weight has shape \(2, 3\); expected \(3,\), one per class"),
     (CE, (X, IDS), {"label_smoothing": 1.1}, ValueError, r"label_smoothing must be in \[0, 1\]; got 1.1"),
     (CE, (X, IDS), {"label_smoothing": NAN}, ValueError, r"label_smoothing must be in \[0, 1\]; got nan"),
     (CE, (X, IDS), {"ignore_index": None}, TypeError, "ignore_index must be a static integer; got None"),

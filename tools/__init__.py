@@ -1,1 +1,1 @@
-"""What the tests and the benchmarks are made with."""
+"""Tools for the tests and the benchmarks."""

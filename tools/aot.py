@@ -1,15 +1,17 @@
-"""Programs for accelerators that are not there: compiled by XLA for TPU and GPU as it ships for them, never run.
+"""Compiles programs for TPU and GPU with the real XLA compilers, without the devices and without running anything.
 
     python -m tools.aot my_losses.py:old my_losses.py:new --args 'bf16[8192,128256]' 's32[8192]' --wrt 0 --parts 8
 
-prints what each compiler plans for these functions of arrays: cycles (TPU), bytes moved (GPU) and temporary memory, with the
-dearest parts of it. With `--wrt` it is value and gradient; what is no single number is summed first. From a script:
+prints what each compiler plans for these functions of arrays: cycles (TPU), bytes moved (GPU) and temporary memory,
+with the most expensive parts. With `--wrt` it compiles value and gradient; a result that is not a scalar is summed
+first. From a script:
 
     with Compilers() as compilers:
         compiled = compilers.compiled("TPU v5e", "my_losses.py:program", dtype="bfloat16")
 
-where `my_losses.program(dtype="bfloat16")` returns a `Program`. libtpu and the CUDA plugin compile for a described device, each in
-a process of its own, which the environment alone sets up, whatever the process that asks has done with jax before.
+where `my_losses.program(dtype="bfloat16")` returns a `Program`. libtpu and the CUDA plugin compile for a described
+device, each in its own process. Only the environment sets that process up, whatever the caller has done with jax
+before.
 """
 
 import argparse
@@ -45,7 +47,7 @@ from tools.hlo import collectives
 ROOT = Path(__file__).resolve().parents[1]
 _MOST_PARTS = 40
 
-# The fields of XLA's GpuTargetConfig that its compiler asks for, of an NVIDIA H200 SXM.
+# The fields of XLA's GpuTargetConfig that its compiler needs, for an NVIDIA H200 SXM.
 _H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
@@ -62,11 +64,11 @@ device_description_str: "NVIDIA H200"
 
 
 class Platform(NamedTuple):
-    """What is compiled for.
+    """A platform to compile for.
 
     Attributes:
-        backend: whose process does it, "tpu" or "cuda".
-        topology: its devices, as `jax.experimental.topologies.get_topology_desc` is told.
+        backend: whose process compiles, "tpu" or "cuda".
+        topology: the devices, in the words of `jax.experimental.topologies.get_topology_desc`.
         options: of the compiler.
     """
 
@@ -75,24 +77,24 @@ class Platform(NamedTuple):
     options: dict[str, Any] | None
 
 
-# Autotuning runs programs on the device, which is not there.
+# Autotuning would run programs on the missing device.
 _WITHOUT_DEVICE = {"xla_gpu_autotune_level": 0}
 PLATFORMS = {
     "TPU v5e": Platform("tpu", {"topology_name": "v5e:2x2"}, None),
     "TPU v6e": Platform("tpu", {"topology_name": "v6e:2x2"}, None),
     "H200": Platform("cuda", {"topology_name": "", "target_config": _H200, "topology": "1x1x4"}, _WITHOUT_DEVICE),
 }
-# What a backend needs, all of it from the extra `aot`.
+# The packages that a backend needs, all from the extra `aot`.
 DISTRIBUTIONS = {"tpu": ["libtpu"], "cuda": ["jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc"]}
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    # What jax keeps of programs for devices that are not there it cannot read back.
+    # jax cannot read cached programs for missing devices back.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
-    # Else libtpu asks a cloud's server which TPU this is, allows one process at a time, and writes logs.
+    # Otherwise libtpu asks a cloud server which TPU this is, allows one process at a time, and writes logs.
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_LOG_DIR": "disabled",
-    # Else the CUDA plugin refuses to load without cuDNN, cuBLAS, …
+    # Otherwise the CUDA plugin refuses to load without cuDNN, cuBLAS, …
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
 }
 _FOREIGN_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_COMPILATION_CACHE_DIR")
@@ -102,10 +104,10 @@ class Program(NamedTuple):
     """What to compile.
 
     Attributes:
-        function: of arrays.
-        arguments: shape and dtype of each.
-        axes: of the mesh of the devices that take part, with their sizes.
-        specs: how each argument is split over them; None: not at all.
+        function: a function of arrays.
+        arguments: the shape and dtype of each argument.
+        axes: the mesh axes of the participating devices, with their sizes.
+        specs: how each argument is split over them; None for no split.
     """
 
     function: Callable[..., Any]
@@ -115,19 +117,19 @@ class Program(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What the compiler says.
+    """The compiler's report.
 
     Attributes:
         temporaries: in bytes, `peak` without arguments and results.
-        peak: in bytes, what is allocated, of everything.
-        planned: cycles on a TPU, bytes moved on a GPU, as `tools.planned` reads them; and so are the next four.
-        gathered: of the planned bytes, how many are whole operands of gathers.
+        peak: in bytes, everything that is allocated.
+        planned: cycles on a TPU, bytes moved on a GPU, as read by `tools.planned`, like the next four.
+        gathered: how many of the planned bytes are whole operands of gathers.
         missing: what has no estimate → how often it runs.
-        open_loops: how many loops turn as often as the data say, and were counted once.
-        parts: name, operation, how often it runs, cycles or bytes, of the dearest.
-        seconds: what compiling took.
-        sent: the collectives, those of `tools.hlo`, as dicts.
-        error: instead of all this, why it did not compile; RESOURCE_EXHAUSTED is in it where it does not fit.
+        open_loops: how many loops have a trip count that depends on the data; they are counted once.
+        parts: name, operation, number of runs, and cycles or bytes, of the most expensive parts.
+        seconds: the compile time.
+        sent: the collectives from `tools.hlo`, as dicts.
+        error: why it did not compile, instead of all this; contains RESOURCE_EXHAUSTED if it does not fit.
     """
 
     temporaries: int = 0
@@ -143,7 +145,7 @@ class Compiled(NamedTuple):
 
 
 def missing(platform: str) -> str | None:
-    """The first of the packages that a platform needs which is not installed."""
+    """The first package that a platform needs and that is not installed."""
     for name in DISTRIBUTIONS[PLATFORMS[platform].backend]:
         try:
             metadata.version(name)
@@ -153,7 +155,7 @@ def missing(platform: str) -> str | None:
 
 
 class Compilers:
-    """The processes that compile, each started when it is first needed."""
+    """The compiling processes, each started on first use."""
 
     def __init__(self):
         self._processes = {}
@@ -166,15 +168,16 @@ class Compilers:
         self._open.close()
 
     def compiled(self, platform: str, make_program: str, **options: Any) -> Compiled:
-        """What a platform's compiler says of a program.
+        """A platform's report on a program.
 
         Args:
             platform: one of `PLATFORMS`.
-            make_program: "module:function" or "file.py:function", which returns a `Program`; the process that compiles calls it.
-            options: its keywords, made of what JSON knows.
+            make_program: "module:function" or "file.py:function", which returns a `Program`; called in the compiling
+                process.
+            options: its keyword arguments, which must be JSON.
 
         Raises:
-            RuntimeError: if that process ends.
+            RuntimeError: that process ends.
         """
         process, log = self._process(PLATFORMS[platform].backend)
         answer = ""
@@ -201,27 +204,27 @@ class Compilers:
                 stderr=log,
                 text=True,
             )
-            # It ends when nothing can follow on its stdin.
+            # The process ends when its stdin is closed.
             self._processes[backend] = self._open.enter_context(process), log
         return self._processes[backend]
 
 
 def serve() -> None:
-    """Answers the requests of `Compilers`, a line each; whatever libraries print goes to stderr."""
+    """Answers the requests of `Compilers`, one per line; anything that libraries print goes to stderr."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for request in sys.stdin:
         platform, make_program, options = json.loads(request)
         try:
             answer = _compiled(platform, _named(make_program)(**options))
-        except Exception as error:  # an answer too; the next request may do better
+        except Exception as error:  # the next request may succeed
             traceback.print_exc()
             answer = Compiled(error=f"{type(error).__name__}: {str(error).split(chr(10), 1)[0]}")
         print(json.dumps(answer._asdict(), default=dict), file=answers, flush=True)
 
 
 def _named(name: str) -> Any:
-    """The function "module:function" or "file.py:function"; a file is run once."""
+    """The function named "module:function" or "file.py:function"; a file is executed once."""
     module, _, function = name.rpartition(":")
     if not module.endswith(".py"):
         return getattr(importlib.import_module(module), function)
@@ -233,7 +236,7 @@ def _named(name: str) -> Any:
         try:
             spec.loader.exec_module(sys.modules[path])
         except BaseException:
-            # Else the next request would find what was made of it until then.
+            # Otherwise the next request would find the half-executed module.
             del sys.modules[path]
             raise
     return getattr(sys.modules[path], function)
@@ -247,7 +250,7 @@ def _compiled(platform: str, program: Program) -> Compiled:
     compiled = lowered.compile(compiler_options=options)
     seconds = time.perf_counter() - start
     taken = compiled.memory_analysis()
-    # What is allocated is more than what is held at any time, if it has gaps; jax 0.10 does not tell it.
+    # With gaps, allocations exceed the peak of what is live; jax 0.10 does not report them.
     peak = max(taken.peak_memory_in_bytes, getattr(taken, "total_allocation_bytes", 0))
     arguments_and_results = taken.argument_size_in_bytes + taken.output_size_in_bytes - taken.alias_size_in_bytes
     plan = (planned.tpu_cycles if backend == "tpu" else planned.gpu_bytes)(compiled.as_text())
@@ -276,7 +279,7 @@ def _arguments(program: Program, devices: Sequence[Any]) -> list[jax.ShapeDtypeS
 
 
 def named_call(call: str, arguments: Sequence[str], wrt: Sequence[int], options: dict[str, Any]) -> Program:
-    """A call of a function by its name; with `wrt` the sum of what it returns, and the gradient by these arguments."""
+    """A call of a named function; with `wrt`, the sum of its result and the gradient with respect to `wrt`."""
     function = partial(_named(call), **options)
     if not wrt:
         return Program(function, [described(text) for text in arguments])
@@ -288,7 +291,7 @@ _DTYPES = {"f": "float", "s": "int", "u": "uint", "bf": "bfloat", "pred": "bool"
 
 
 def described(text: str) -> tuple[tuple[int, ...], Any]:
-    """Shape and dtype, of "bf16[8192,128256]"."""
+    """Parses a shape and dtype such as "bf16[8192,128256]"."""
     found = re.fullmatch(r"(bf|f|s|u|pred)(\d*)\[([\d,]*)\]", text.replace(" ", ""))
     if found is None:
         raise ValueError(f"{text!r} describes no array: write it as bf16[8192,128256], s32[8192], f32[] or pred[8]")
@@ -304,10 +307,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--args", nargs="+", required=True, help="the arrays, as bf16[8192,128256] s32[8192] f32[] pred[8]"
     )
-    parser.add_argument("--wrt", type=int, nargs="+", default=[], help="value and gradient, by these arguments")
+    parser.add_argument("--wrt", type=int, nargs="+", default=[], help="value and gradient with respect to these")
     parser.add_argument("--options", type=json.loads, default={}, help='keywords, as \'{"reduction": "mean"}\'')
     parser.add_argument("--on", nargs="+", choices=PLATFORMS, default=[*PLATFORMS], help="default: all")
-    parser.add_argument("--parts", type=int, default=0, help="shows so many of the dearest parts")
+    parser.add_argument("--parts", type=int, default=0, help="how many of the most expensive parts to show")
     options = parser.parse_args(arguments)
     for platform in options.on:
         if package := missing(platform):

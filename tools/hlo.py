@@ -1,4 +1,4 @@
-"""A compiled program as XLA prints it, and what it sends between devices."""
+"""Parses a compiled program as XLA prints it, and lists what it sends between devices."""
 
 import math
 import re
@@ -17,10 +17,10 @@ class Instruction(NamedTuple):
     """One line: `name = type op(operands), attributes`.
 
     Attributes:
-        type: of the result, as it is written.
+        type: of the result, as written.
         operands: their names.
-        inside: the text between the parentheses; of a constant its value, of a parameter its number.
-        is_root: whether it is what its computation returns.
+        inside: the text in the parentheses; for a constant its value, for a parameter its number.
+        is_root: whether its computation returns it.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Instruction(NamedTuple):
     is_root: bool
 
     def called(self) -> list[str]:
-        """The names of the computations that it runs, or applies to its operands."""
+        """The names of the computations that it runs or applies to its operands."""
         groups = [found["several"] or found["one"] for found in _CALLED.finditer(self.attributes)]
         return [name.strip().removeprefix("%") for group in groups for name in group.split(",")]
 
     def attribute(self, name: str) -> str | None:
-        """The value of `name=…`, where that is a name or a number."""
+        """The value of `name=…`, if that is a name or a number."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
@@ -46,14 +46,14 @@ Computation = dict[str, Instruction]
 
 
 class Module(NamedTuple):
-    """Its computations, each a dict of its instructions in their order, and the name of the one that runs first."""
+    """The computations, each a dict of its instructions in order, and the name of the entry computation."""
 
     computations: dict[str, Computation]
     entry: str
 
 
 def parse(text: str) -> Module:
-    """The module that `compiled.as_text()` prints: instructions are indented, heads of computations and their ends are not."""
+    """Parses `compiled.as_text()`. Instructions are indented; heads and ends of computations are not."""
     computations, entry, current = {}, "", {}
     for line in text.splitlines():
         head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
@@ -76,7 +76,7 @@ def _instruction(name: str, text: str, *, is_root: bool) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """The position behind the parenthesis that closes the one at `start`."""
+    """The position after the parenthesis that closes the one at `start`."""
     depth = 0
     for position in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[position], 0)
@@ -86,12 +86,12 @@ def _closing(text: str, start: int) -> int:
 
 
 def sizes(type_: str) -> list[int]:
-    """How many elements each array of a type has."""
+    """The number of elements in each array of a type."""
     return [_elements(shape) for shape in _SHAPE.finditer(type_)]
 
 
 def num_bytes(type_: str) -> int:
-    """Of all arrays of a type; XLA stores a bool as a byte, and two 4-bit numbers in one."""
+    """The bytes of all arrays of a type; XLA stores a bool in a byte, and two 4-bit numbers in one."""
     return sum(-(-_elements(shape) * int(shape["bits"] or 8) // 8) for shape in _SHAPE.finditer(type_))
 
 
@@ -100,14 +100,14 @@ def _elements(shape: re.Match) -> int:
 
 
 class Collective(NamedTuple):
-    """One instruction that sends, which may carry several arrays at once.
+    """One instruction that sends, possibly several arrays at once.
 
     Attributes:
         kind: "all-reduce", "all-gather", …
-        devices: how many exchange something with each other; 0 for a collective-permute.
-        sizes: how many elements each array has, as one device holds it afterwards.
+        devices: how many devices exchange data with each other; 0 for a collective-permute.
+        sizes: the number of elements of each array, as one device holds it afterwards.
         num_bytes: of all of them.
-        in_loop: whether it is in the body of a loop, or in what that calls.
+        in_loop: whether it runs in the body of a loop, directly or in a computation called there.
     """
 
     kind: str
@@ -118,7 +118,7 @@ class Collective(NamedTuple):
 
 
 def collectives(compiled) -> list[Collective]:
-    """All between more devices than one, in the order of the program; one in the body of a loop counts once."""
+    """All collectives between several devices, in program order; one in the body of a loop is listed once."""
     module = parse(compiled.as_text())
     loops = _in_loops(module)
     found = [
@@ -131,7 +131,7 @@ def collectives(compiled) -> list[Collective]:
 
 
 def _in_loops(module: Module) -> set[str]:
-    """The names of the computations that run once a turn of some loop."""
+    """The names of the computations that run on each turn of some loop."""
     instructions = [i for computation in module.computations.values() for i in computation.values()]
     reached, found = set(), {name for i in instructions if i.op == "while" for name in i.called()}
     while found:
@@ -143,7 +143,7 @@ def _in_loops(module: Module) -> set[str]:
 
 
 def _collective(instruction: Instruction, *, in_loop: bool) -> Collective:
-    # What starts an asynchronous one may list its operands first: ((f32[8]), f32[32]).
+    # The start of an asynchronous collective may list its operands first: ((f32[8]), f32[32]).
     type_ = instruction.type
     results = type_.partition("), ")[2] if type_.startswith("((") else type_
     kind = instruction.op.removesuffix("-start")
@@ -151,7 +151,7 @@ def _collective(instruction: Instruction, *, in_loop: bool) -> Collective:
 
 
 def _group_size(attributes: str) -> int:
-    """Of `replica_groups={{0,1},{2,3}}`, `=[2,2]<=[4]` (groups, size) or `=mesh['a'=2,'b'=2] {'b'}`."""
+    """The size in `replica_groups={{0,1},{2,3}}`, `=[2,2]<=[4]` (groups, size) or `=mesh['a'=2,'b'=2] {'b'}`."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return listed[1].count(",") + 1
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):

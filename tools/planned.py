@@ -1,17 +1,18 @@
 """What a compiler plans for a program, read from the optimised HLO: cycles on a TPU, bytes moved on a GPU.
 
-XLA for TPU writes `estimated_cycles` beside most of what it schedules. XLA for GPU writes no costs, but what it schedules are
-kernels that read their operands from memory and write their results there. Both are added up here:
+XLA for TPU writes `estimated_cycles` beside most of what it schedules. XLA for GPU writes no costs, but it schedules
+kernels that read their operands from memory and write their results there. This module adds up both:
 
-- A loop counts as often as it turns. Where that is not in the program it counts once, and `open_loops` says so.
-- Of a conditional the dearest branch counts.
-- What a TPU's compiler gives no estimate for (sorts, scatters, gathers, kernels written by hand), or one of 2**63 - 1 cycles,
-  which stands for "unknown", is not in the sum; `missing` names it. Copies that run beside other work are taken to cost nothing.
-- A GPU's gather counts its whole operand, of which it may read little; `gathered` says how many bytes are such operands.
-  Slices count what they take; updates of slices and scatters, which XLA makes in place, what they put in. An operand counts
-  once for each kernel, though the tiles of a matrix product read it more often and a cache may hold it.
+- A loop counts as many times as it runs. If the program does not say, it counts once and is reported in `open_loops`.
+- A conditional counts its most expensive branch.
+- Operations without an estimate from the TPU compiler (sorts, scatters, gathers, hand-written kernels), or with one of
+  2**63 - 1 cycles, which means "unknown", are not in the sum; `missing` names them. Copies that run beside other work
+  count as free.
+- A gather on a GPU counts its whole operand, though it may read little of it; `gathered` says how many bytes that is.
+  Slices count what they take; slice updates and scatters, which XLA does in place, count what they write. An operand
+  counts once per kernel, even if the tiles of a matrix product read it more often or a cache holds it.
 
-Plans are no measurements: compare them within one compiler, and believe a device over them.
+Plans are not measurements: compare them within one compiler, and trust a device over them.
 """
 
 import re
@@ -22,31 +23,31 @@ from typing import NamedTuple
 from tools.hlo import Computation, Instruction, Module, num_bytes, parse, sizes
 
 _UNKNOWN = 2**63 - 1
-# Listed with what is scheduled, though nothing is done for them, or their other half is counted.
+# Scheduled, but nothing is done for them, or their other half is counted.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"opt-barrier", "add-dependency", "call-update"}
 _FREE_CALLS = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
 _BESIDE_OTHER_WORK = {"copy-start", "slice-start"}
 _RUNS_ONE = {"call", "call-start", "async-start", "conditional"}
-# Another name, dtype or layout of the same entries.
+# Give the same entries another name, dtype or layout.
 _RENAMES = {"bitcast", "convert", "copy", "reshape", "transpose"}
 _SLICES = {"slice", "dynamic-slice"}
 _IN_PLACE = {"dynamic-update-slice", "scatter"}
 _ENDS = _SLICES | _IN_PLACE | {"gather"}
-# Elements: so few are not worth a mention, but where they are sorted or looked up, which is never cheap on a TPU.
+# Operations on fewer elements are not reported, unless they sort or look up, which is never cheap on a TPU.
 _FEW = 65536
 _NEVER_CHEAP = ("sort", "scatter", "gather")
 
 
 class Part(NamedTuple):
-    """A kernel of a GPU, or what a TPU schedules as one.
+    """A GPU kernel, or what a TPU schedules as one.
 
     Attributes:
         name: in the HLO.
-        what: its operation; of a fusion around a gather, sort or scatter, that.
+        what: its operation; for a fusion around a gather, sort or scatter, that.
         times: how often it runs.
-        amount: cycles or bytes of all these times; None: no estimate.
-        gathered: of the bytes, how many are whole operands of gathers.
+        amount: cycles or bytes over all runs; None: no estimate.
+        gathered: how many of the bytes are whole operands of gathers.
     """
 
     name: str
@@ -57,14 +58,14 @@ class Part(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is planned.
+    """The plan for a program.
 
     Attributes:
         amount: cycles or bytes.
-        gathered: of the bytes, how many are whole operands of gathers.
+        gathered: how many of the bytes are whole operands of gathers.
         missing: what has no estimate → how often it runs.
-        open_loops: how many loops turn as often as the data say.
-        parts: what was added up, the dearest first.
+        open_loops: how many loops have a trip count that depends on the data.
+        parts: everything that was added up, the most expensive first.
     """
 
     amount: int
@@ -101,7 +102,7 @@ def _total(parts: list[Part]) -> int:
 
 
 def _parts(module: Module, name: str, cost: _Cost) -> tuple[list[Part], int]:
-    """What runs when a computation does, and how many of its loops are open."""
+    """The parts that run when a computation does, and how many of its loops are open."""
     parts, open_loops = [], 0
     computation = module.computations[name]
     for instruction in computation.values():
@@ -121,10 +122,10 @@ def _parts(module: Module, name: str, cost: _Cost) -> tuple[list[Part], int]:
 
 
 def _dearest(branches: list[tuple[list[Part], int]]) -> tuple[list[Part], int]:
-    """The dearest branch, and what has no estimate in any of the others: that could be dearer."""
+    """The most expensive branch, plus whatever has no estimate in the others, which could cost more."""
     best = max(branches, key=lambda branch: _total(branch[0]))
-    others = [part for branch in branches if branch is not best for part in branch[0] if part.amount is None]
-    return best[0] + others, max(open_loops for _, open_loops in branches)
+    unknown = [part for branch in branches if branch is not best for part in branch[0] if part.amount is None]
+    return best[0] + unknown, max(open_loops for _, open_loops in branches)
 
 
 def _repeated(part: Part, turns: int) -> Part:
@@ -138,7 +139,7 @@ def _is_free(instruction: Instruction) -> bool:
 
 
 def _turns(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """Of a loop that counts up in equal steps from one constant to another; None of any other."""
+    """The trip count of a loop that counts up in equal steps between constants; None for any other loop."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
     condition, body = (module.computations[loop.attribute(name)] for name in ("condition", "body"))
@@ -157,7 +158,7 @@ def _root(computation: Computation) -> Instruction:
 
 
 def _source(computation: Computation, name: str) -> Instruction:
-    """What made a value, copies and changes of dtype left out."""
+    """The instruction that made a value, looking through copies and changes of dtype."""
     instruction = computation[name]
     while instruction.op in _RENAMES:
         instruction = computation[instruction.operands[0]]
@@ -170,14 +171,14 @@ def _number(instruction: Instruction) -> int | None:
 
 
 def _carried(computation: Computation, loop: Instruction, element: Instruction) -> int | None:
-    """The number with which a loop begins, for an element of what it carries."""
+    """The initial number of an element that the loop carries."""
     start = computation[loop.operands[0]]
     index = element.attribute("index")
     return None if start.op != "tuple" or index is None else _number(_source(computation, start.operands[int(index)]))
 
 
 def _step(body: Computation, counter: Instruction) -> int | None:
-    """What each turn adds to an element of what the loop carries."""
+    """The number that each turn adds to an element that the loop carries."""
     root, index = _root(body), counter.attribute("index")
     added = _source(body, root.operands[int(index)]) if root.op == "tuple" and index is not None else root
     if added.op != "add":
@@ -211,7 +212,7 @@ def _what(module: Module, instruction: Instruction) -> str:
 
 
 def _operations(module: Module, instruction: Instruction) -> set[str]:
-    """Its operation, and those of all that it is a fusion of."""
+    """Its operation, and those of everything fused into it."""
     if not instruction.op.startswith("fusion"):
         return {instruction.op}
     fused = [inner for name in instruction.called() for inner in module.computations[name].values()]
@@ -219,7 +220,7 @@ def _operations(module: Module, instruction: Instruction) -> set[str]:
 
 
 def _bytes(module: Module, computation: Computation, instruction: Instruction) -> Part:
-    # An instruction that is no fusion is taken for the only one of a fusion of its own.
+    # Treat an instruction outside a fusion as a fusion of its own.
     if instruction.op.removesuffix("-start") == "fusion":
         (name,) = instruction.called()
         fused = module.computations[name]
@@ -244,7 +245,7 @@ def _read(module: Module, fused: Computation, parameter: Instruction) -> tuple[i
 
 
 def _uses(module: Module, fused: Computation, value: Instruction) -> list[tuple[Instruction, int]]:
-    """What uses a value, or what is made of it entry by entry, and as which operand."""
+    """The uses of a value, or of what is made from it entry by entry, with the operand positions."""
     uses, seen, values = [], {value.name}, [value]
     for current in values:
         for user in fused.values():
@@ -265,7 +266,7 @@ def _parameters(fused: Computation) -> list[Instruction]:
 
 
 def _written(fused: Computation) -> int:
-    """How many bytes the results of a kernel take, or what is put into them in place."""
+    """The bytes of a kernel's results, or of what is written into them in place."""
     root = _root(fused)
     results = [fused[name] for name in root.operands] if root.op == "tuple" else [root]
     return sum(_put(fused, result) for result in results)
@@ -275,6 +276,6 @@ def _put(fused: Computation, result: Instruction) -> int:
     made = _source(fused, result.name) if result.op == "bitcast" else result
     if made.op == "dynamic-update-slice":
         return num_bytes(fused[made.operands[1]].type)
-    if made.op == "scatter":  # reads what is there, combines and writes
+    if made.op == "scatter":  # reads, combines and writes
         return 2 * num_bytes(fused[made.operands[-1]].type)
     return num_bytes(result.type)

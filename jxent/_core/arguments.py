@@ -1,7 +1,7 @@
-"""Checks of what a caller passed, at trace time, and every message that tells how to mend the call.
+"""Trace-time checks of a caller's arguments, with every message that says how to fix the call.
 
-TypeError for a dtype or a kind of value, ValueError for a shape or an option. Each function takes the caller's name
-first and returns the argument as the rest of the library wants it.
+TypeError for a dtype or type, ValueError for a shape or option. Each function takes the caller's name first and returns
+the argument in the form that the rest of the library expects.
 """
 
 import numbers
@@ -21,7 +21,7 @@ from jxent._core.shards import VocabAxis, varying_axes
 
 REDUCTIONS = ("none", "sum", "mean", "partial")
 _INT32 = np.iinfo(np.int32)
-# How far a floating binary label may be outside [0, 1]: rounding, not another meaning.
+# Tolerance for a floating binary label outside [0, 1]: covers rounding, not labels with another meaning.
 ROUNDING = 1e-3
 _LABELS_BESIDE = {"logits": "labels", "probs": "labels", "log_probs": "labels", "input": "target"}
 _PRECISIONS = (
@@ -31,14 +31,14 @@ _PRECISIONS = (
 
 
 def as_array(fn: str, name: str, value: Any) -> Array:
-    """Lists, NumPy and jax arrays → a jax array that is not weakly typed and whose integers did not wrap."""
+    """A list, NumPy or jax array as a jax array that is not weakly typed and whose integers did not wrap."""
     return _as_array(fn, name, value, _clipped)
 
 
 def _as_array(
     fn: str, name: str, value: Any, narrowed: Callable[[np.ndarray], np.ndarray], wanted: str = "an array of numbers"
 ) -> Array:
-    """`narrowed` is for what jax would truncate: 64-bit integers, without x64."""
+    """`narrowed` converts what jax would truncate: 64-bit integers without x64."""
     if isinstance(value, Array) and not _is_converted(value):
         return value
     if hints.is_record(value):
@@ -55,14 +55,14 @@ def _refusal(fn: str, name: str, value: Any, wanted: str) -> TypeError:
 
 
 def _is_converted(array: Array) -> bool:
-    """Whether jax would make another dtype of it sooner or later, being weakly typed or from under x64."""
+    """Whether jax would change its dtype at some point, because it is weakly typed or was made under x64."""
     if jnp.issubdtype(array.dtype, jax.dtypes.extended):
         return False
     return jax.typeof(array).weak_type or jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
 
 
 def _without_wide(value: Any, narrowed: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """The same numbers, of which those that jax is about to truncate are `narrowed` first."""
+    """The same numbers, with those that jax would truncate `narrowed` first."""
     if isinstance(value, list | tuple):
         leaves = jax.tree.leaves(value)
         if any(_is_of_jax(leaf) for leaf in leaves if type(leaf) not in (bool, int, float)):
@@ -76,12 +76,12 @@ def _without_wide(value: Any, narrowed: Callable[[np.ndarray], np.ndarray]) -> A
 
 
 def _is_small_number(value: Any) -> bool:
-    """Whether it is one of Python, and no integer that int32 does not hold."""
+    """Whether it is a Python number, and not an integer beyond int32."""
     return isinstance(value, float) or (isinstance(value, int) and value == _within_int32(value))
 
 
 def _is_of_jax(value: Any) -> bool:
-    """Whether jax knows best what to make of it; not of integers made under x64, which it truncates outside."""
+    """Whether jax can convert it. False for integers made under x64, which jax truncates outside of x64."""
     is_array = isinstance(value, Array) and (isinstance(value, Tracer) or not _is_wide(value.dtype))
     return is_array or hasattr(value, "__jax_array__")
 
@@ -91,7 +91,7 @@ def _is_wide(dtype: Any) -> bool:
 
 
 def _clipped(value: np.ndarray, ignored: int | None = None) -> np.ndarray:
-    """For ids: one that is out of range stays out of it, and none becomes the one that is `ignored`, clipped as well."""
+    """Clips ids to int32. One out of range stays out of range, and none becomes equal to the clipped `ignored`."""
     clipped = np.clip(value, _INT32.min, _INT32.max)
     if ignored is not None and (at := _within_int32(ignored)) in (_INT32.min, _INT32.max):
         beside = at + 1 if at == _INT32.min else at - 1
@@ -108,7 +108,7 @@ def _as_floats(value: np.ndarray) -> np.ndarray:
 
 
 def as_scores(fn: str, name: str, value: Any) -> Array:
-    """Logits, probabilities or log-probabilities: any floating dtype."""
+    """Logits, probabilities or log-probabilities, of any floating dtype."""
     array = as_array(fn, name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         hint = (
@@ -116,8 +116,8 @@ def as_scores(fn: str, name: str, value: Any) -> Array:
             if any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.bool_))
             else ""
         )
-        if hint and name in _LABELS_BESIDE:  # Keras takes labels first
-            hint += f", or have {name} and {_LABELS_BESIDE[name]} changed places"
+        if hint and name in _LABELS_BESIDE:  # Keras takes labels first.
+            hint += f", or are {name} and {_LABELS_BESIDE[name]} swapped"
         raise TypeError(f"{fn}: {name} must have a floating dtype; got {array.dtype.name}{hint and hint + '?'}")
     return array
 
@@ -143,7 +143,7 @@ def as_class_axis(fn: str, name: str, scores: Array, axis: Any) -> int:
 
 
 def as_axes(fn: str, name: str, values: Array, axis: Any) -> tuple[int, ...]:
-    """The axes of a reduction, counted from the front; None is all of them."""
+    """The axes of a reduction, counted from the front; None means all."""
     if axis is None:
         return tuple(range(values.ndim))
     axes = tuple(as_integer(fn, "axis", a) for a in (axis if isinstance(axis, tuple | list) else (axis,)))
@@ -156,7 +156,7 @@ def as_axes(fn: str, name: str, values: Array, axis: Any) -> tuple[int, ...]:
 
 
 def as_vocab_axis(fn: str, name: str, scores: Array, value: Any) -> VocabAxis:
-    """The names of the `shard_map` axes that split the classes of `scores`, as a tuple; or None."""
+    """The names of the `shard_map` axes that split the classes of `scores`, as a tuple, or None."""
     if value is None:
         return None
     names = value if isinstance(value, tuple) else (value,)
@@ -170,8 +170,8 @@ def as_vocab_axis(fn: str, name: str, scores: Array, value: Any) -> VocabAxis:
             lax.axis_size(axis_name)
         except (NameError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{fn}: vocab_axis_name={value!r}, but there is no mapped axis {axis_name!r} here; it names an axis of a "
-                "jax.shard_map around the call, and is not needed under jit alone"
+                f"{fn}: vocab_axis_name={value!r}, but there is no mapped axis {axis_name!r} here; it names an axis of "
+                "a jax.shard_map around the call, and is not needed under jit alone"
             ) from error
     missing = [axis_name for axis_name in names if axis_name not in varying_axes(scores)]
     if missing:
@@ -184,7 +184,7 @@ def as_vocab_axis(fn: str, name: str, scores: Array, value: Any) -> VocabAxis:
 
 
 def _is_name(value: Any) -> bool:
-    """Of an axis: anything that may be a key, as jax has it. Arrays may not."""
+    """Whether it can name an axis: jax allows anything hashable."""
     try:
         hash(value)
     except TypeError:
@@ -193,12 +193,12 @@ def _is_name(value: Any) -> bool:
 
 
 def check_same_over(fn: str, vocab_axis_name: VocabAxis, **arrays: Array | None) -> None:
-    """What belongs to a row is one and the same on all devices that share it: else its gradient would count for each."""
+    """Checks that per-row arrays are equal on devices that share the row; otherwise gradients would add up wrongly."""
     for name, array in arrays.items():
         if array is not None and varying_axes(array) & set(vocab_axis_name or ()):
             raise ValueError(
                 f"{fn}: {name} varies over vocab_axis_name={vocab_axis_name}, but must be the same on all devices of "
-                f"those axes, as its in_specs can say; if it is, jax.lax.pmax({name}, {vocab_axis_name}) tells jax so"
+                f"those axes; say so in its in_specs, or with jax.lax.pmax({name}, {vocab_axis_name}) if it already is"
             )
 
 
@@ -223,9 +223,9 @@ def as_ignore_index(fn: str, value: Any) -> int | None:
 
 
 def as_labels(fn: str, name: str, value: Any, ignored: int | None) -> tuple[Array, int | None]:
-    """Labels of any dtype, and `ignored` as it is among them: where 64-bit ids are narrowed to 32 bits, so is it.
+    """Labels of any dtype, and `ignored`, which is narrowed to 32 bits if the ids are.
 
-    Other ids that 32 bits do not hold stay bad ones, which are not ignored.
+    Other ids beyond 32 bits remain bad ids and are not ignored.
     """
     ignored_as = ignored
 
@@ -240,11 +240,11 @@ def as_labels(fn: str, name: str, value: Any, ignored: int | None) -> tuple[Arra
 def as_class_labels(
     fn: str, scores_name: str, scores: Array, axis: int, labels: Any, ignored: int | None = None
 ) -> tuple[Array, int | None]:
-    """Integer labels of the row shape, or floating labels of the whole shape; and `ignored` as `as_labels` has it."""
+    """Integer labels of the row shape or floating labels of the full shape, and `ignored` as from `as_labels`."""
     labels, ignored = as_labels(fn, "labels", labels, ignored)
-    rows = row_shape(scores, axis)
+    expected = row_shape(scores, axis)
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        if labels.shape == rows:
+        if labels.shape == expected:
             return labels, ignored
     elif not jnp.issubdtype(labels.dtype, jnp.floating):
         raise TypeError(
@@ -255,7 +255,7 @@ def as_class_labels(
         return labels, ignored
     at_axis = "" if scores_name == "hidden @ kernel" else f" and axis={axis}"
     raise ValueError(
-        f"{fn}: labels has shape {labels.shape} and dtype {labels.dtype.name}; expected {rows} of an integer dtype "
+        f"{fn}: labels has shape {labels.shape} and dtype {labels.dtype.name}; expected {expected} of an integer dtype "
         f"(class ids) or {scores.shape} of a floating one (distributions), to go with {scores_name} of shape "
         f"{scores.shape}{at_axis}{hints.label_hint(labels, scores, axis, has_axis=bool(at_axis))}"
     )
@@ -264,20 +264,20 @@ def as_class_labels(
 def as_sparse_labels(
     fn: str, scores_name: str, scores: Array, axis: int, ids: Any, weights: Any
 ) -> tuple[Array, Array]:
-    """Ids `[..., K]`, and weights of their shape in the compute dtype."""
-    ids, _ = as_labels(fn, "ids of labels", ids, None)
-    check_ids_dtype(fn, "ids of labels", ids.dtype)
-    weights = as_array(fn, "weights of labels", weights)
-    rows = row_shape(scores, axis)
-    if not ids.ndim or ids.shape[:-1] != rows or not ids.shape[-1]:
+    """Ids `[..., K]`, and weights of the same shape in the compute dtype."""
+    ids, _ = as_labels(fn, "labels.ids", ids, None)
+    check_ids_dtype(fn, "labels.ids", ids.dtype)
+    weights = as_array(fn, "labels.weights", weights)
+    expected = row_shape(scores, axis)
+    if not ids.ndim or ids.shape[:-1] != expected or not ids.shape[-1]:
         raise ValueError(
-            f"{fn}: ids of labels has shape {ids.shape}; expected {(*rows, 'K')}, K ids a row, to go with {scores_name} of "
-            f"shape {scores.shape}"
+            f"{fn}: labels.ids has shape {ids.shape}; expected {(*expected, 'K')}, K ids per row, to go with "
+            f"{scores_name} of shape {scores.shape}"
         )
     if not jnp.issubdtype(weights.dtype, jnp.floating):
-        raise TypeError(f"{fn}: weights of labels must have a floating dtype; got {weights.dtype.name}")
+        raise TypeError(f"{fn}: labels.weights must have a floating dtype; got {weights.dtype.name}")
     if weights.shape != ids.shape:
-        raise ValueError(f"{fn}: weights of labels has shape {weights.shape}; expected that of its ids, {ids.shape}")
+        raise ValueError(f"{fn}: labels.weights has shape {weights.shape}; expected that of labels.ids, {ids.shape}")
     return ids, weights.astype(compute_dtype(scores.dtype))
 
 
@@ -299,7 +299,7 @@ def check_binary_dtype(fn: str, name: str, dtype: Any) -> None:
 
 
 def as_concrete(fn: str, name: str, value: Any) -> np.ndarray:
-    """Numbers in NumPy: 64 bits are not narrowed, and nothing is traced."""
+    """Numbers as a NumPy array, with 64 bits kept and nothing traced."""
     wanted = "an array of numbers"
     if hints.is_record(value):
         raise _refusal(fn, name, value, wanted)
@@ -309,7 +309,7 @@ def as_concrete(fn: str, name: str, value: Any) -> np.ndarray:
         raise _refusal(fn, name, value, wanted) from error
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
         raise _refusal(fn, name, value, wanted)
-    # NumPy compares what ml_dtypes has of 2 and 4 bits with nothing that they do not hold.
+    # NumPy cannot compare ml_dtypes' 2- and 4-bit integers with a number that they do not hold.
     is_narrow = array.dtype.kind not in "iu" and jnp.issubdtype(array.dtype, jnp.integer)
     return array.astype(np.int8) if is_narrow else array
 
@@ -358,33 +358,33 @@ def as_per_class(fn: str, name: str, value: Any, num_classes: int, dtype: Any) -
         return None
     array = as_real(fn, name, value)
     if array.shape != (num_classes,):
-        raise ValueError(f"{fn}: {name} has shape {array.shape}; expected ({num_classes},), one a class")
+        raise ValueError(f"{fn}: {name} has shape {array.shape}; expected ({num_classes},), one per class")
     return _cast(array, dtype)
 
 
 def as_per_column(fn: str, name: str, value: Any, scores: Array, dtype: Any, scalar: bool) -> Array | None:
-    """`[K]` numbers for the K columns of a binary loss (or one scalar), at the rank of `scores` and its compute dtype."""
+    """`[K]` numbers (or one scalar) for the K columns of a binary loss, in the rank and compute dtype of `scores`."""
     if value is None:
         return None
     array = as_real(fn, name, value)
-    wanted = [f"({scores.shape[-1]},), one a column of the last axis"] if scores.ndim else []
+    wanted = [f"({scores.shape[-1]},), one per column of the last axis"] if scores.ndim else []
     wanted += ["()"] if scalar else []
     if not ((scalar and array.ndim == 0) or (scores.ndim and array.shape == scores.shape[-1:])):
-        hint = "; it is not [w_neg, w_pos]: to weigh positives against negatives use pos_weight" if not scalar else ""
-        expected = f"expected {' or '.join(wanted)}" if wanted else "scores of rank 0 have no columns to weigh"
+        hint = "; it is not [w_neg, w_pos]: to weight positives against negatives use pos_weight" if not scalar else ""
+        expected = f"expected {' or '.join(wanted)}" if wanted else "scores of rank 0 have no columns to weight"
         raise ValueError(f"{fn}: {name} has shape {array.shape}; {expected}{hint}")
     return lax.expand_dims(_cast(array, dtype), range(scores.ndim - array.ndim))
 
 
-def as_per_row(fn: str, name: str, value: Any, rows: tuple[int, ...], dtype: Any) -> Array | None:
-    """Numbers of the row shape, in the compute dtype."""
+def as_per_row(fn: str, name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array | None:
+    """Numbers in the compute dtype, broadcast to the row shape."""
     if value is None:
         return None
-    return _broadcast_to_rows(fn, name, _cast(as_real(fn, name, value), dtype), rows)
+    return _broadcast_to_rows(fn, name, _cast(as_real(fn, name, value), dtype), shape)
 
 
-def as_row_mask(fn: str, value: Any, rows: tuple[int, ...]) -> Array | None:
-    """A bool of the row shape."""
+def as_row_mask(fn: str, value: Any, shape: tuple[int, ...]) -> Array | None:
+    """A bool mask, broadcast to the row shape."""
     if value is None:
         return None
     mask = _as_array(fn, "where", value, _clipped, "an array of bools")
@@ -392,29 +392,29 @@ def as_row_mask(fn: str, value: Any, rows: tuple[int, ...]) -> Array | None:
         array = "where" if hasattr(value, "dtype") else "jnp.asarray(where)"
         hint = f"; did you mean {array} != 0?" if jnp.issubdtype(mask.dtype, jnp.number) else ""
         raise TypeError(f"{fn}: where must have dtype bool; got {mask.dtype.name}{hint}")
-    return _broadcast_to_rows(fn, "where", mask, rows)
+    return _broadcast_to_rows(fn, "where", mask, shape)
 
 
-def _broadcast_to_rows(fn: str, name: str, array: Array, rows: tuple[int, ...]) -> Array:
-    fits = array.ndim == len(rows) and all(have in (1, want) for have, want in zip(array.shape, rows, strict=True))
+def _broadcast_to_rows(fn: str, name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    fits = array.ndim == len(shape) and all(have in (1, want) for have, want in zip(array.shape, shape, strict=True))
     if not fits:
         raise ValueError(
-            f"{fn}: {name} has shape {array.shape}; expected the row shape {rows}, or the same rank with axes of size 1"
-            f"{hints.row_hint(name, array, rows)}"
+            f"{fn}: {name} has shape {array.shape}; expected the row shape {shape}, or the same rank with axes of size "
+            f"1{hints.row_hint(name, array, shape)}"
         )
-    return array if array.shape == rows else jnp.broadcast_to(array, rows)
+    return array if array.shape == shape else jnp.broadcast_to(array, shape)
 
 
 def as_hyper_parameter(
     fn: str, name: str, value: Any, dtype: Any, low: float = -np.inf, high: float = np.inf
 ) -> Array | None:
-    """A scalar in the compute dtype, which may be traced; or None for the number 0. Numbers must lie in [low, high]."""
+    """A scalar in the compute dtype, possibly traced; None for the number 0. Python numbers must be in [low, high]."""
     check_range(fn, name, value, low, high)
     return None if is_number(value) and value == 0 else as_scalar(fn, name, value, dtype)
 
 
 def as_scalar(fn: str, name: str, value: Any, dtype: Any) -> Any:
-    """A scalar in the compute dtype: a Python number becomes one of NumPy, which jax need not send to a device."""
+    """A scalar in the compute dtype. A Python number becomes a NumPy one, which jax need not send to a device."""
     if type(value) in (int, float) and _is_small_number(value):
         with np.errstate(over="ignore"):
             return np.asarray(value, dtype)
@@ -425,7 +425,7 @@ def as_scalar(fn: str, name: str, value: Any, dtype: Any) -> Any:
 
 
 def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool, whose: str = "") -> tuple[Array, int]:
-    """The kernel, `[D, V]` or transposed `[V, D]`, for hidden states `[..., D]`; and V. `whose` begins their names."""
+    """The kernel, `[D, V]` or transposed `[V, D]`, for hidden states `[..., D]`; and V. `whose` prefixes the names."""
     kernel = as_scores(fn, f"{whose}kernel", kernel)
     if hidden.ndim == 0:
         raise ValueError(f"{fn}: {whose}hidden has shape (); expected (..., D)")
@@ -446,7 +446,7 @@ def as_kernel(fn: str, kernel: Any, hidden: Array, transposed: bool, whose: str 
 
 
 def as_logit_scale(fn: str, value: Any, dtype: Any) -> Any:
-    """A scalar in the compute dtype, which may be traced; None for none."""
+    """A scalar in the compute dtype, possibly traced; None stays None."""
     if value is None:
         return None
     check_range(fn, "logit_scale", value, -np.inf, np.inf)
@@ -454,7 +454,7 @@ def as_logit_scale(fn: str, value: Any, dtype: Any) -> Any:
 
 
 def as_inverse_temperature(fn: str, value: Any, dtype: Any) -> Any:
-    """1/T of a positive scalar, which may be traced; None for none, as for the number 1."""
+    """1/T for a positive scalar, possibly traced; None for None and for the number 1."""
     if value is None:
         return None
     number = _number_in(value)
@@ -473,7 +473,7 @@ def check_beta(fn: str, value: Any) -> None:
 
 
 def as_softcap(fn: str, value: Any, dtype: Any) -> Any:
-    """A positive scalar in the compute dtype, which may be traced; None for none, as for the number inf."""
+    """A positive scalar in the compute dtype, possibly traced; None for None and for the number inf."""
     if value is None:
         return None
     number = _number_in(value)
@@ -487,7 +487,7 @@ def as_softcap(fn: str, value: Any, dtype: Any) -> Any:
 
 
 def check_precision(fn: str, value: Any) -> None:
-    """What `jax.lax.dot_general` takes as `precision`; it knows best what that is."""
+    """Lets `jax.lax.dot_general` judge its `precision`."""
     if value is None:
         return
     operand = jax.ShapeDtypeStruct((1, 1), jnp.float32)
@@ -502,12 +502,12 @@ def as_chunk_size(fn: str, value: Any) -> int | None:
         return None
     size = as_integer(fn, "chunk_size", value)
     if size < 1:
-        raise ValueError(f"{fn}: chunk_size must be at least 1, or None for what the byte budget allows; got {size}")
+        raise ValueError(f"{fn}: chunk_size must be at least 1, or None for the default; got {size}")
     return size
 
 
 def check_range(fn: str, name: str, value: Any, low: float, high: float) -> None:
-    """Numbers must lie in [low, high]; jax arrays, which may be traced, are not looked into."""
+    """Checks that a number lies in [low, high]; jax arrays, which may be traced, are not inspected."""
     value = _number_in(value)
     if is_number(value) and not low <= float(value) <= high:
         wanted = "a number" if low == -np.inf else f"at least {low:g}" if high == np.inf else f"in [{low:g}, {high:g}]"
@@ -545,12 +545,12 @@ def as_real(fn: str, name: str, value: Any, wanted: str = "an array of numbers")
 
 
 def _cast(array: Array, dtype: Any) -> Array:
-    """The array itself where it has the dtype: `astype` takes longer to find that out."""
+    """`array.astype(dtype)`, but faster if the array already has the dtype."""
     return array if array.dtype == dtype else array.astype(dtype)
 
 
 def _number_in(value: Any) -> Any:
-    """The number in a NumPy array of rank 0; anything else as it is."""
+    """The number in a NumPy array of rank 0; other values unchanged."""
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 

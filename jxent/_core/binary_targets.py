@@ -1,4 +1,4 @@
-"""Labels → BinaryTargets: what every element of a binary loss is compared with, with the mask and the weights."""
+"""The targets of a binary loss: labels, mask and weights, checked and in one form."""
 
 from typing import Any, NamedTuple
 
@@ -12,16 +12,16 @@ from jxent._core.shards import aligned, resharded, split_of
 
 
 class BinaryTargets(NamedTuple):
-    """What every element of a binary loss is compared with. Weights are in the compute dtype, at the scores' rank.
+    """What a binary loss compares each element with. Weights are in the compute dtype, at the scores' rank.
 
     Attributes:
-        labels: bool, integer or floating, of the scores' shape, as they came.
+        labels: bool, integer or floating, shaped like the scores, uncast.
         pos_weight: broadcastable to the scores, or None.
         class_weight: broadcastable to the scores, or None.
-        smoothing: a scalar, or None for none.
-        sample_weight: of the scores' shape, or None.
-        where: bool, of the scores' shape; or None for all.
-        one: 1. An operand, lest XLA:CPU make arrays of constants for value and gradient to share.
+        smoothing: a scalar, or None.
+        sample_weight: shaped like the scores, or None.
+        where: bool, shaped like the scores, or None for no mask.
+        one: the number 1, as an operand: XLA:CPU would share an array of a constant between value and gradient.
     """
 
     labels: Array
@@ -33,7 +33,7 @@ class BinaryTargets(NamedTuple):
     one: Array
 
     def harmless(self, dtype: Any) -> "BinaryTargets":
-        """Labels in `dtype`, NaN where they are integers other than 0 and 1; nothing in masked elements hurts in a product."""
+        """Labels in `dtype`, NaN for integers other than 0 and 1; masked elements are safe to multiply with."""
         return self._replace(
             labels=_numbers(self.masked(self.labels, 0), dtype),
             pos_weight=self.masked(self.pos_weight, 1),
@@ -47,14 +47,14 @@ class BinaryTargets(NamedTuple):
             return values
         return jnp.where(self.where, values, jnp.array(fill, values.dtype))
 
-    def counted(self, loss: Array) -> Array:
-        """`loss`, NaN where a floating label is no probability, and 0 in masked elements."""
+    def checked(self, loss: Array) -> Array:
+        """`loss`, but NaN where a floating label is not a probability, and 0 in masked elements."""
         if jnp.issubdtype(self.labels.dtype, jnp.floating):
-            loss = loss * _unit(self.masked(self.labels, 0).astype(loss.dtype), self.one)
+            loss = loss * _one_or_nan(self.masked(self.labels, 0).astype(loss.dtype), self.one)
         return self.masked(loss, 0)
 
     def row_weight(self) -> Array | None:
-        """What each element counts in a mean; None is 1. `pos_weight` is no part of it."""
+        """The weight of each element in a mean; None is 1. `pos_weight` is not part of it."""
         weights = [self.masked(w, 0) for w in (self.class_weight, self.sample_weight) if w is not None]
         if not weights:
             return None
@@ -63,7 +63,7 @@ class BinaryTargets(NamedTuple):
 
 
 def split_like_elements(scores: Array, options: Any) -> Any:
-    """A pytree of scalars and of arrays at the rank of `scores`, which a mesh with Explicit axes splits as it splits those."""
+    """Splits a pytree of scalars and of arrays at the rank of `scores` as a mesh with Explicit axes splits `scores`."""
 
     def split(x: Array) -> Array:
         if jnp.ndim(x) < scores.ndim:
@@ -82,22 +82,22 @@ def _numbers(labels: Array, dtype: Any) -> Array:
 
 
 def as_probabilities(p: Array, one: Array) -> Array:
-    """`p`, and NaN where it is outside [0, 1], in the derivative too."""
-    return p * _unit(p, one)
+    """`p`, or NaN outside [0, 1], in value and derivative."""
+    return p * _one_or_nan(p, one)
 
 
-def _unit(p: Array, one: Array) -> Array:
-    """1, and NaN where `p` is outside [0, 1]. On the CPU by arithmetic, since XLA writes out there what is selected; on a
-    GPU it writes out a root, for value and gradient to share.
+def _one_or_nan(p: Array, one: Array) -> Array:
+    """1, or NaN where `p` is outside [0, 1]. Uses arithmetic on the CPU, where XLA would materialise a select, and a
+    select on a GPU, where XLA would materialise the root and share it between value and gradient.
     """
 
     def by_arithmetic(p: Array, one: Array) -> Array:
         return one + 0 * one * jnp.sqrt((p + arguments.ROUNDING * one) * ((1 + arguments.ROUNDING) * one - p))
 
-    def selected(p: Array, one: Array) -> Array:
+    def by_select(p: Array, one: Array) -> Array:
         return jnp.where((p >= -arguments.ROUNDING) & (p <= 1 + arguments.ROUNDING), one, jnp.nan)
 
-    return lax.platform_dependent(*aligned((lax.stop_gradient(p), one)), cpu=by_arithmetic, default=selected)
+    return lax.platform_dependent(*aligned((lax.stop_gradient(p), one)), cpu=by_arithmetic, default=by_select)
 
 
 def make_binary_targets(
@@ -112,7 +112,7 @@ def make_binary_targets(
     where: Any,
     label_smoothing: Any,
 ) -> BinaryTargets:
-    """Checks everything a binary loss takes beside its scores, and brings it into one form."""
+    """Checks all arguments of a binary loss other than its scores."""
     dtype = compute_dtype(scores.dtype)
     return BinaryTargets(
         labels=arguments.as_binary_labels(fn, scores_name, scores, labels),

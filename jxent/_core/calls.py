@@ -1,4 +1,4 @@
-"""Calls that Python refuses before a function runs: too many arguments by position, or one that it does not have."""
+"""Better errors for calls with too many positional arguments or an unknown keyword."""
 
 import functools
 import inspect
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-# What other libraries call an argument, where the names are not alike.
+# Arguments that other libraries call by a different name.
 _ELSEWHERE = {
     "alpha": "class_weight",
     "dim": "axis",
@@ -23,7 +23,7 @@ _ELSEWHERE = {
 
 
 def naming_arguments(function: _Function) -> _Function:
-    """The same function, whose error for such a call names the argument that was likely meant."""
+    """The same function, but its error for such a call names the argument that was likely meant."""
     parameters = inspect.signature(function).parameters.values()
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -41,16 +41,16 @@ def naming_arguments(function: _Function) -> _Function:
             )
         if not known.issuperset(options):
             unknown = next(name for name in options if name not in known)
-            others = known.difference(positional[: len(args)], options)
-            raise TypeError(f"{function.__name__}: has no argument {unknown!r}{_hint(unknown, others)}")
+            not_given = known.difference(positional[: len(args)], options)
+            raise TypeError(f"{function.__name__}: has no argument {unknown!r}{_hint(unknown, not_given)}")
         return function(*args, **options)
 
     return cast(_Function, called)
 
 
-def _hint(unknown: str, others: frozenset[str]) -> str:
-    """`others`: the arguments that the call did not give."""
-    meant = get_close_matches(unknown, sorted(others))
-    if _ELSEWHERE.get(unknown) in others:
+def _hint(unknown: str, not_given: frozenset[str]) -> str:
+    """`not_given`: the arguments that were not given."""
+    meant = get_close_matches(unknown, sorted(not_given))
+    if _ELSEWHERE.get(unknown) in not_given:
         meant = [_ELSEWHERE[unknown]]
     return f"; did you mean {' or '.join(meant)}?" if meant else ""

@@ -1,7 +1,7 @@
-"""How many there are: exact as far as the result's dtype holds integers, 2²⁴ in float32, and rounded once beyond.
+"""Counting: exact as far as the result's dtype represents integers (2²⁴ in float32), and rounded once beyond.
 
-A float32 sum of ones can stick at 2²⁴, and one in int32 wraps at 2³¹. So counts are made in int32 over axes that cannot
-hold as many, and these partial counts are added up as two numbers, of which the lower carries over into the higher.
+A float32 sum of ones can get stuck at 2²⁴, and an int32 sum wraps at 2³¹. So count in int32 over axes that are short
+enough, and add these partial counts as pairs of numbers, where the low one carries over into the high one.
 """
 
 import math
@@ -17,18 +17,17 @@ _LOW_BITS = 24
 
 
 def size_of(shape: Sequence[Any], dtype: Any) -> Array:
-    """The number of elements, of a symbolic shape too."""
+    """The number of elements; dimensions may be symbolic."""
     known = math.prod(size for size in shape if isinstance(size, int))
     symbolic = (jnp.asarray(size, dtype) for size in shape if not isinstance(size, int))
     return math.prod(symbolic, start=jnp.asarray(known, dtype))
 
 
 def count(mask: Array, axes: Sequence[int], dtype: Any, limit: int = INT32_MAX) -> Array:
-    """How many are True over the axes. `limit` is what int32 holds."""
+    """Counts the True entries over the axes. `limit` is the most an int32 can count."""
     first, size = [], 1
     for axis in reversed(axes):
         length: Any = mask.shape[axis]
-        # Of a symbolic length nothing is known.
         if isinstance(length, int) and size * length <= limit:
             first.append(axis)
             size *= length

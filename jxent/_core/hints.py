@@ -1,4 +1,4 @@
-"""The words of error messages: what came, and what was likely meant."""
+"""Parts of error messages: what was passed, and what was likely meant."""
 
 import math
 from typing import Any
@@ -19,33 +19,33 @@ def label_dtype_hint(labels: Array, scores: Array) -> str:
 
 
 def label_hint(labels: Array, scores: Array, axis: int, has_axis: bool) -> str:
-    rows = scores.shape[:axis] + scores.shape[axis + 1 :]
+    row_shape = scores.shape[:axis] + scores.shape[axis + 1 :]
     to_ids = "" if jnp.issubdtype(labels.dtype, jnp.integer) else ".astype(jnp.int32)"
-    others = [a for a in range(scores.ndim) if labels.shape == scores.shape[:a] + scores.shape[a + 1 :]]
+    fitting = [a for a in range(scores.ndim) if labels.shape == scores.shape[:a] + scores.shape[a + 1 :]]
     hint = ""
-    if to_ids and labels.shape == rows:
+    if to_ids and labels.shape == row_shape:
         hint = f"; for class ids, did you mean labels{to_ids}?"
-    elif labels.shape == (*rows[:axis], 1, *rows[axis:]):
+    elif labels.shape == (*row_shape[:axis], 1, *row_shape[axis:]):
         hint = f"; did you mean labels.squeeze({-1 if axis == scores.ndim - 1 else axis}){to_ids}?"
     elif to_ids:
         pass
     elif labels.shape == scores.shape:
         hint = "; for one-hot labels, did you mean labels.astype(jnp.float32)?"
-    elif has_axis and others:
-        # Where several fit, the one that torch has.
-        others.sort(key=lambda a: a != 1)
-        hint = f"; did you mean {' or '.join(f'axis={a}' for a in others)}?"
-    elif labels.ndim and labels.ndim != len(rows) and labels.size == math.prod(rows):
-        hint = f"; did you mean labels.reshape({rows})?"
+    elif has_axis and fitting:
+        # If several axes fit, torch's comes first.
+        fitting.sort(key=lambda a: a != 1)
+        hint = f"; did you mean {' or '.join(f'axis={a}' for a in fitting)}?"
+    elif labels.ndim and labels.ndim != len(row_shape) and labels.size == math.prod(row_shape):
+        hint = f"; did you mean labels.reshape({row_shape})?"
     return hint
 
 
-def row_hint(name: str, array: Array, rows: tuple[int, ...]) -> str:
-    if array.shape == (*rows, 1):
+def row_hint(name: str, array: Array, row_shape: tuple[int, ...]) -> str:
+    if array.shape == (*row_shape, 1):
         return f"; did you mean {name}.squeeze(-1)?"
-    if array.ndim and array.shape == rows[:-1]:
-        return f"; for one a row, did you mean {name}[..., None]?"
-    if array.ndim and array.shape == rows[1:]:
+    if array.ndim and array.shape == row_shape[:-1]:
+        return f"; for one per row, did you mean {name}[..., None]?"
+    if array.ndim and array.shape == row_shape[1:]:
         return f"; did you mean {name}[None]?"
     return ""
 
@@ -55,13 +55,13 @@ def holds_text(value: Any) -> bool:
 
 
 def is_record(value: Any) -> bool:
-    """Whether it is a named tuple, or a list of some: `Mean` is one."""
+    """Whether it is a named tuple, such as `Mean`, or a list of named tuples."""
     parts = value if type(value) in (list, tuple) else (value,)
     return any(isinstance(part, tuple) and hasattr(part, "_fields") for part in parts)
 
 
 def content_of(value: Any) -> str:
-    """What came instead of numbers, in a few words."""
+    """Describes briefly what was passed instead of numbers."""
     kind = type(value).__name__
     if isinstance(value, str):
         return f"{kind} {shortened(repr(value))}"
@@ -119,6 +119,6 @@ def kind_of(value: Any) -> str:
 
 
 def shortened(text: str) -> str:
-    """One line of it at most."""
+    """At most one line of `text`."""
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -15,9 +15,7 @@ from jxent._core.xla import remade
 @remade("cpu")
 @jax.jit
 def binary_probability_terms(probs: Array, targets: BinaryTargets) -> Array:
-    """`−s·w·(pos_weight·y·log p + (1−y)·log(1−p))`, clamped, for each element; the arguments are those of
-    `sigmoid_terms`.
-    """
+    """`−s·w·(pos_weight·y·log p + (1−y)·log(1−p))`, clamped, per element, with the arguments of `sigmoid_terms`."""
     p, t = harmless(probs, targets, fill=0.5)
     p = as_probabilities(p, t.one)
     weights = t.class_weight, t.sample_weight
@@ -25,7 +23,7 @@ def binary_probability_terms(probs: Array, targets: BinaryTargets) -> Array:
     of_negative = scaled(smoothed(1 - t.labels, t.smoothing)[0], *weights)
     loss = of_positive * clamped_log(p, lowest_divisor(of_positive, probs.dtype))
     loss = loss + of_negative * _clamped_log1m(p, lowest_divisor(of_negative, probs.dtype))
-    return targets.counted(-loss)
+    return targets.checked(-loss)
 
 
 @jax.custom_jvp

@@ -1,9 +1,9 @@
-"""Classes split over axes of a `shard_map`: which ids a device owns, and what the devices of those axes tell each other.
+"""Classes split over axes of a `shard_map`: which ids a device owns, and what the devices exchange.
 
-`vocab_axis_name` is a tuple of axis names throughout, or None where the classes are not split; all of this is then
-nothing. `jax.shard_map` tracks over which mesh axes an array varies (https://docs.jax.dev/en/latest/notebooks/
-shard_map.html); a sum over an axis no longer varies over it, and transposes to a broadcast, which is what makes
-gradients right whether they are taken inside or outside.
+`vocab_axis_name` is always a tuple of axis names, or None if the classes are not split; then these functions do
+nothing. `jax.shard_map` tracks over which mesh axes an array varies
+(https://docs.jax.dev/en/latest/notebooks/shard_map.html). A sum over an axis no longer varies over it and transposes to
+a broadcast, which makes gradients right whether they are taken inside or outside.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ VocabAxis = tuple[Any, ...] | None
 
 
 def varying_axes(x: Array) -> frozenset[Any]:
-    """The manual mesh axes over which `x` varies: none outside of `shard_map`, nor under its `check_vma=False`."""
+    """The manual mesh axes over which `x` varies: none outside of `shard_map` or with its `check_vma=False`."""
     return jax.typeof(x).manual_axis_type.varying
 
 
 def aligned(arrays: Any, apart_from: VocabAxis = None) -> Any:
-    """A pytree of arrays, unchanged, that all vary over every axis that one of them varies over (or only its own)."""
+    """A pytree of arrays, unchanged, but each varies over every axis that any one varies over, except `apart_from`."""
     union = frozenset().union(*(varying_axes(x) for x in jax.tree.leaves(arrays))) - frozenset(apart_from or ())
 
     def widened(x: Array) -> Array:
@@ -37,7 +37,7 @@ def num_classes_of_all(num_classes: int, vocab_axis_name: VocabAxis) -> int:
 
 
 def own_ids(ids: Array, num_classes: int, vocab_axis_name: VocabAxis) -> Array:
-    """Global ids → ids among this device's classes; −1 where another device has them, and for bad (negative) ones."""
+    """Global ids → ids among this device's classes; −1 for ids of other devices and for bad (negative) ids."""
     if vocab_axis_name is None:
         return ids
     first = lax.axis_index(vocab_axis_name) * num_classes
@@ -45,7 +45,7 @@ def own_ids(ids: Array, num_classes: int, vocab_axis_name: VocabAxis) -> Array:
 
 
 def summed(arrays: Any, vocab_axis_name: VocabAxis) -> Any:
-    """A pytree of arrays of one shape and dtype, each summed over all devices, in one all-reduce."""
+    """Sums each array of a pytree over the devices, in one all-reduce; all must have one shape and dtype."""
     leaves, structure = jax.tree.flatten(arrays)
     if vocab_axis_name is None or not leaves:
         return arrays
@@ -62,7 +62,7 @@ def along(per_class: Array, ndim: int, axis: int) -> Array:
 
 
 def split_of(x: Array) -> tuple[Any, ...]:
-    """By which Explicit mesh axes each axis is split; of Auto ones no trace-time question tells."""
+    """The Explicit mesh axes that split each axis; Auto axes are unknown at trace time."""
     spec = jax.typeof(x).sharding.spec
     return (*spec, *[None] * (x.ndim - len(spec)))
 
@@ -72,9 +72,7 @@ def is_split(x: Array, axis: int) -> bool:
 
 
 def resharded(x: Any, like: Array, entries: tuple[Any, ...]) -> Any:
-    """An array or None, which a mesh with Explicit axes is to split by these entries of a PartitionSpec, as it splits
-    `like`.
-    """
+    """Splits an array (or None) by these entries of a PartitionSpec, if the mesh of `like` has Explicit axes."""
     mesh = jax.typeof(like).sharding.mesh
     if x is None or mesh.empty or not mesh.explicit_axes:
         return x

@@ -1,4 +1,4 @@
-"""Elementwise terms of the binary losses from logits, with derivatives that cancel nowhere.
+"""Elementwise terms of the binary losses from logits, with derivatives in which nothing cancels.
 
 softplus(x) = log(1 + exp(x)) = max(x, 0) + log1p(exp(−|x|)),   softplus' = σ,   σ'(x) = σ(x)·σ(−x)
 """
@@ -23,12 +23,12 @@ from jxent._core.xla import cpu_whole, remade
 def sigmoid_terms(logits: Array, targets: BinaryTargets) -> Array:
     """`s·w·(pos_weight·y·softplus(−x) + (1−y)·softplus(x))` for each element, in the compute dtype of `logits`.
 
-    Reverse mode keeps the arguments and remakes the rest.
+    Reverse mode keeps the arguments and recomputes the rest.
 
     Args:
         logits: floating, any shape.
-        targets: y, smoothed, and the weights; s is the sample weight, w the class weight. Masked elements are 0 in value
-            and gradient.
+        targets: y, to be smoothed, and the weights: s is the sample weight, w the class weight. Masked elements are 0
+            in value and gradient.
     """
     x, t = harmless(logits, targets)
     weights = t.class_weight, t.sample_weight
@@ -36,17 +36,17 @@ def sigmoid_terms(logits: Array, targets: BinaryTargets) -> Array:
     negative = silenced(softplus(x), *weights)
     loss = scaled(label_term(smoothed, t.labels, t.smoothing, positive), t.pos_weight)
     loss = loss + label_term(smoothed, 1 - t.labels, t.smoothing, negative)
-    return cpu_whole(targets.counted(scaled(loss, *weights)))
+    return cpu_whole(targets.checked(scaled(loss, *weights)))
 
 
 def harmless(scores: Array, targets: BinaryTargets, fill: float = 0) -> tuple[Array, BinaryTargets]:
-    """All in the compute dtype, with `fill` for masked scores, so that nothing there meets a product."""
+    """Casts to the compute dtype, and replaces masked scores by `fill`, so that they cannot affect a product."""
     x = scores.astype(compute_dtype(scores.dtype))
     return (x if targets.where is None else jnp.where(targets.where, x, fill)), targets.harmless(x.dtype)
 
 
 def scaled(term: Array, *weights: Array | None) -> Array:
-    """`term` times the weights; a None is 1."""
+    """`term` times the weights; None is 1."""
     for weight in weights:
         term = term if weight is None else weight * term
     return term
@@ -70,7 +70,7 @@ def sigmoid(x: Array) -> Array:
     return jax.lax.logistic(x)
 
 
-# jax's own rule is σ·(1 − σ), which is 0 from x = 17 on in float32.
+# jax's own rule, σ·(1 − σ), is 0 in float32 from x = 17 on.
 def _sigmoid_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x,), (d_x,) = primals, tangents
     return sigmoid(x), sigmoid(x) * sigmoid(-x) * d_x
@@ -83,7 +83,7 @@ Coefficient = tuple[Array, Array | float, Array | float]
 
 
 def smoothed(y: Array, smoothing: Array | None) -> Coefficient:
-    """(1−ε)·y + ε/2, and its derivatives by y and ε."""
+    """(1−ε)·y + ε/2, and its derivatives with respect to y and ε."""
     if smoothing is None:
         return y, 1.0, 0.0
     return (1 - smoothing) * y + smoothing / 2, 1 - smoothing, 0.5 - y
@@ -98,8 +98,8 @@ def label_term(
     return c * silenced(term, c)
 
 
-# By y the derivative is that of the coefficient times the term, infinite or not. It meets no other infinity, softplus'
-# being σ.
+# The derivative with respect to y is that of the coefficient times the term, even if the term is infinite. It meets no
+# other infinity, because the derivative of softplus is σ.
 def _label_term_jvp(
     coefficient: Callable[[Array, Array | None], Coefficient], primals: Any, tangents: Any
 ) -> tuple[Array, Array]:

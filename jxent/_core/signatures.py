@@ -1,8 +1,8 @@
 """The types in public signatures.
 
-`reduction`, `return_aux` and `return_entropy` decide the type of a result, so every loss has overloads over them; a `TypedDict` holds the
-options that do not, so that an overload is three lines and not twenty. The implementation spells all of them out: it is
-what `help()` and `inspect.signature` show, and a test holds the two together.
+`reduction`, `return_aux` and `return_entropy` decide the type of a result, so every loss has overloads over them. The
+other options are in a `TypedDict`, which keeps an overload at three lines instead of twenty. The implementation spells
+them all out, because that is what `help()` and `inspect.signature` show; a test keeps the two in agreement.
 """
 
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 import jax
 
-# Recursive instead of Sequence[Any], so that a type checker refuses strings.
+# Recursive, because Sequence[Any] would let a type checker accept strings.
 Scalar: TypeAlias = jax.typing.ArrayLike
 ArrayLike: TypeAlias = Scalar | Sequence["ArrayLike"]
 
-# The values of `reduction` that give an array, and the one that gives a `Mean`.
+# The values of `reduction` that return an array, and the one that returns a `Mean`.
 ToArray: TypeAlias = Literal["none", "sum", "mean"]
 ToMean: TypeAlias = Literal["partial"]
 
 
 class RowOptions(TypedDict, total=False):
-    """Of every loss."""
+    """Options of every loss."""
 
     sample_weight: ArrayLike | None
     where: ArrayLike | None
 
 
 class ClassOptions(RowOptions, total=False):
-    """Of every multiclass loss."""
+    """Options of every multiclass loss."""
 
     class_weight: ArrayLike | None
     ignore_index: int | None
@@ -35,26 +35,26 @@ class ClassOptions(RowOptions, total=False):
 
 
 class SoftmaxFocalOptions(ClassOptions, total=False):
-    """Of `softmax_focal_loss`."""
+    """Options of `softmax_focal_loss`."""
 
     gamma: Scalar
 
 
 class MulticlassOptions(ClassOptions, total=False):
-    """Of the multiclass losses with label smoothing."""
+    """Options of the multiclass losses with label smoothing."""
 
     label_smoothing: Scalar
 
 
 class SoftmaxOptions(MulticlassOptions, total=False):
-    """Of `softmax_cross_entropy`."""
+    """Options of `softmax_cross_entropy`."""
 
     z_loss: Scalar
     vocab_axis_name: Any
 
 
 class LogProbOptions(TypedDict, total=False):
-    """Of `softmax_log_probs`."""
+    """Options of `softmax_log_probs`."""
 
     logit_scale: Scalar | None
     where: ArrayLike | None
@@ -64,7 +64,7 @@ class LogProbOptions(TypedDict, total=False):
 
 
 class LinearLogProbOptions(TypedDict, total=False):
-    """Of `linear_softmax_log_probs`."""
+    """Options of `linear_softmax_log_probs`."""
 
     bias: ArrayLike | None
     transpose_kernel: bool
@@ -78,13 +78,13 @@ class LinearLogProbOptions(TypedDict, total=False):
 
 
 class LinearLossOptions(LinearLogProbOptions, total=False):
-    """Of `linear_softmax_loss`."""
+    """Options of `linear_softmax_loss`."""
 
     sample_weight: ArrayLike | None
 
 
 class LinearOptions(LinearLossOptions, total=False):
-    """Of `linear_softmax_cross_entropy`."""
+    """Options of `linear_softmax_cross_entropy`."""
 
     class_weight: ArrayLike | None
     label_smoothing: Scalar
@@ -92,7 +92,7 @@ class LinearOptions(LinearLossOptions, total=False):
 
 
 class DistillationOptions(RowOptions, total=False):
-    """Of `softmax_distillation`."""
+    """Options of `softmax_distillation`."""
 
     temperature: Scalar | None
     beta: float
@@ -101,7 +101,7 @@ class DistillationOptions(RowOptions, total=False):
 
 
 class LinearDistillationOptions(RowOptions, total=False):
-    """Of `linear_softmax_distillation`."""
+    """Options of `linear_softmax_distillation`."""
 
     bias: ArrayLike | None
     transpose_kernel: bool
@@ -115,13 +115,13 @@ class LinearDistillationOptions(RowOptions, total=False):
 
 
 class Poly1Options(MulticlassOptions, total=False):
-    """Of `poly1_cross_entropy`."""
+    """Options of `poly1_cross_entropy`."""
 
     epsilon: Scalar
 
 
 class BinaryOptions(RowOptions, total=False):
-    """Of the binary cross entropies."""
+    """Options of the binary cross entropies."""
 
     pos_weight: ArrayLike | None
     class_weight: ArrayLike | None
@@ -129,7 +129,7 @@ class BinaryOptions(RowOptions, total=False):
 
 
 class SigmoidFocalOptions(RowOptions, total=False):
-    """Of `sigmoid_focal_loss`."""
+    """Options of `sigmoid_focal_loss`."""
 
     alpha: ArrayLike | None
     gamma: Scalar

@@ -1,4 +1,4 @@
-"""0 · inf in a loss: a coefficient of exactly 0 takes an infinite term out of it, and −inf tells a coefficient nothing."""
+"""0 · inf in a loss: a coefficient of exactly 0 removes an infinite term, and −inf gives a coefficient no gradient."""
 
 from functools import reduce
 from typing import Any
@@ -10,10 +10,10 @@ from jax.custom_derivatives import SymbolicZero
 
 
 def silenced(term: Array, *coefficients: Array | float | None) -> Array:
-    """`term`, and 0 where it is infinite and one of the coefficients that multiply it is 0; NaN stays NaN.
+    """`term`, but 0 where it is infinite and one of the coefficients that multiply it is 0; NaN stays NaN.
 
-    Apply it before the product. Selected away there, an infinity meets neither the coefficient in the value nor a
-    cotangent of 0 on the way back. It does not matter whether a coefficient is a constant or traced; None stands for 1.
+    Apply it before the product: then an infinity meets neither the coefficient in the value nor a cotangent of 0 in the
+    backward pass. Constant and traced coefficients behave alike; None stands for 1.
 
     Args:
         term: floating.
@@ -26,7 +26,7 @@ def silenced(term: Array, *coefficients: Array | float | None) -> Array:
 
 
 def scaled_logits(logits: Array, scale: Array | None) -> Array:
-    """The product in the dtype of the scale; −inf stays −inf, and tells the scale nothing."""
+    """The product, in the dtype of the scale. −inf stays −inf and gives the scale no gradient."""
     if scale is None:
         return logits
     is_dead = logits == -jnp.inf
@@ -35,11 +35,12 @@ def scaled_logits(logits: Array, scale: Array | None) -> Array:
 
 @jax.custom_jvp
 def weighed_log(t: Array, log_p: Array) -> Array:
-    """The product of a target's entry and a log-probability, with 0 · log 0 = 0."""
+    """A target's entry times a log-probability, with 0 · log 0 = 0."""
     return t * jnp.where((t == 0) & (log_p == -jnp.inf), 0, log_p)
 
 
-# By t the slope is log 0 where t is not 0, in two factors: a cotangent of 0 must stay 0.
+# The slope with respect to t is log 0 where t is not 0; applied as two finite factors, so that a cotangent of 0 stays
+# 0.
 def _weighed_log_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (t, log_p), (d_t, d_log_p) = primals, tangents
     d_product = jnp.zeros_like(t) if isinstance(d_log_p, SymbolicZero) else t * d_log_p

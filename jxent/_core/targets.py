@@ -1,4 +1,4 @@
-"""Labels → Targets: ids or a distribution per row, with the mask, the weights and the smoothing that go with them."""
+"""The targets of a multiclass loss: ids or a distribution per row, with mask, weights and smoothing, in one form."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,17 +16,17 @@ NO_CLASS = -(2**31)
 
 @partial(export.register_namedtuple_serialization, serialized_name="jxent.SparseLabels")
 class SparseLabels(NamedTuple):
-    """A distribution for each row that is 0 but at K classes: a teacher's most likely tokens.
+    """A distribution per row that is 0 except at K classes, such as a teacher's most likely tokens.
 
-    A pytree of two arrays, which the multiclass losses take as `labels`, for the same numbers as the dense distribution has:
-    `jax.nn.one_hot(ids, V)` weighted and summed over K. No dense target is made; from logits, the gradient takes one array of
-    their size beside it, into which the K slopes of a row are added.
+    A pytree of two arrays. The multiclass losses take it as `labels` and give the same numbers as for the dense
+    distribution, `jax.nn.one_hot(ids, V)` weighted and summed over K. No dense target is made. The gradient with
+    respect to logits takes one extra array of their size, to which the K slopes of a row are added.
 
     Attributes:
-        ids: class ids, integers `[..., K]`, the row shape and one axis more, which is the last wherever the class axis of the
-            scores is. An id that comes twice counts twice. One outside [0, V) makes its row NaN, whatever its weight, unless
-            the row is masked; to pad, give a weight of 0 to any good id.
-        weights: floating, of the shape of `ids`: the share of each. They need not sum to 1, and are differentiable.
+        ids: class ids, integers `[..., K]`: the row shape plus one axis, always last, wherever the class axis of the
+            scores is. A repeated id counts repeatedly. One outside [0, V) makes its row NaN whatever its weight, unless
+            the row is masked; to pad, use any valid id with a weight of 0.
+        weights: floating, shaped like `ids`: the probability of each. They need not sum to 1, and are differentiable.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,20 +48,20 @@ class SparseLabels(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What every row is compared with.
+    """What a loss compares each row with.
 
     Attributes:
-        labels: int32 ids of the row shape (global ones where the classes are split over devices), −1 for a bad one and 0
-            in masked rows; or K of them, `[…, K]`; or a distribution, as it came.
-        entries: of a distribution by K ids the share of each, `[…, K]`, 0 in masked rows; or None.
+        labels: int32 ids of the row shape (global ones if the classes are split over devices), −1 for a bad id and 0 in
+            masked rows; or K ids per row, `[…, K]`; or a distribution, uncast.
+        entries: the weights of a distribution with K ids, `[…, K]`, 0 in masked rows; or None.
         class_weight: `[V]` or None.
         label_weight: the class weight of each id (1 for a bad one), or None.
-        smoothing: a scalar, or None for none.
+        smoothing: a scalar, or None.
         sample_weight: of the row shape, or None.
-        where: bool of the row shape, `ignore_index` worked in; or None for all.
+        where: bool of the row shape, including `ignore_index`; or None for no mask.
         axis: the class axis.
         vocab_axis_name: the axes of a `shard_map` that split the classes, or None.
-        no_class: an int32 that no label equals, nor `ignore_index`: the prediction for rows that have none.
+        no_class: an int32 unequal to every label and to `ignore_index`: the prediction for rows that have none.
     """
 
     labels: Array
@@ -77,25 +77,25 @@ class Targets(NamedTuple):
 
     @property
     def are_ids(self) -> bool:
-        """Ids by themselves, one or several a row, and no distribution."""
+        """Whether labels are plain ids, one or several per row, and not a distribution."""
         return is_ids(self.labels) and self.entries is None
 
     @property
     def known_mass(self) -> Array | None:
-        """What each row counts in a mean, its sample weight apart, as far as ids tell; None is 1."""
+        """The weight of each row in a mean, without its sample weight, as far as ids determine it; None is 1."""
         if self.entries is None:
             return self.label_weight
         return jnp.sum(self.entries if self.label_weight is None else self.entries * self.label_weight, -1)
 
 
 class TargetOptions(NamedTuple):
-    """What is known of targets when a program is traced.
+    """The static options of targets.
 
     Attributes:
         axis: the class axis.
         ignored: the `ignore_index`, or None.
         vocab_axis_name: as in `Targets`.
-        several: whether there are K ids a row.
+        several: whether there are K ids per row.
     """
 
     axis: int
@@ -105,10 +105,10 @@ class TargetOptions(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The checked arguments that targets are made of: in the compute dtype, but for the labels; a None is not given.
+    """The checked arguments that targets are made from, in the compute dtype except the labels; None if not given.
 
     Attributes:
-        labels: integer ids of the row shape, or a distribution, as they came.
+        labels: integer ids of the row shape, or a distribution, uncast.
         class_weight: `[V]`.
         sample_weight: of the row shape.
         where: bool of the row shape.
@@ -138,9 +138,9 @@ def check_targets(
     axis: int,
     vocab_axis_name: VocabAxis = None,
 ) -> tuple[TargetOptions, Given]:
-    """Checks everything a multiclass loss takes beside its scores."""
+    """Checks all arguments of a multiclass loss other than its scores."""
     dtype = compute_dtype(scores.dtype)
-    rows = arguments.row_shape(scores, axis)
+    row_shape = arguments.row_shape(scores, axis)
     ignored = arguments.as_ignore_index(fn, ignore_index)
     entries = None
     if isinstance(labels, SparseLabels):
@@ -148,18 +148,19 @@ def check_targets(
     else:
         labels, ignored = arguments.as_class_labels(fn, scores_name, scores, axis, labels, ignored)
     class_weight = arguments.as_per_class(fn, "class_weight", class_weight, scores.shape[axis], dtype)
-    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, rows, dtype)
-    where = arguments.as_row_mask(fn, where, rows)
+    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, row_shape, dtype)
+    where = arguments.as_row_mask(fn, where, row_shape)
     smoothing = arguments.as_hyper_parameter(fn, "label_smoothing", label_smoothing, dtype, 0, 1)
 
     of_rows = {"labels": labels} if is_ids(labels) else {}
     arguments.check_same_over(
-        fn, vocab_axis_name, **of_rows, where=where, sample_weight=sample_weight, **{"weights of labels": entries}
+        fn, vocab_axis_name, **of_rows, where=where, sample_weight=sample_weight, **{"labels.weights": entries}
     )
     if ignored is not None and not (is_ids(labels) and entries is None):
         came = f"{labels.dtype.name}{list(labels.shape)}" if entries is None else "SparseLabels"
         raise ValueError(
-            f"{fn}: ignore_index goes with class ids, but labels is a distribution ({came}); mask rows with where instead"
+            f"{fn}: ignore_index goes with class ids, but labels is a distribution ({came}); mask rows with where "
+            "instead"
         )
     given = Given(labels, class_weight, sample_weight, where, smoothing, entries)
     return TargetOptions(axis, ignored, vocab_axis_name, entries is not None), given
@@ -178,49 +179,50 @@ def check_ids(
     sample_weight: Any = None,
     may_be_several: bool = False,
 ) -> tuple[TargetOptions, Given]:
-    """As `check_targets`, for functions of class ids that have no weights of classes and no smoothing."""
-    rows = arguments.row_shape(scores, axis)
+    """As `check_targets`, for functions of class ids without class weights and smoothing."""
+    row_shape = arguments.row_shape(scores, axis)
     ids, ignored = arguments.as_labels(fn, "ids", ids, arguments.as_ignore_index(fn, ignore_index))
     arguments.check_ids_dtype(fn, "ids", ids.dtype)
-    if ids.shape != rows and not (may_be_several and ids.shape[:-1] == rows and ids.ndim):
-        several = f", or {(*rows, 'K')} for K ids a row" if may_be_several else ""
+    if ids.shape != row_shape and not (may_be_several and ids.shape[:-1] == row_shape and ids.ndim):
+        several = f", or {(*row_shape, 'K')} for K ids per row" if may_be_several else ""
         raise ValueError(
-            f"{fn}: ids has shape {ids.shape}; expected the row shape {rows}{several}, to go with {scores_name} of shape "
-            f"{scores.shape}"
+            f"{fn}: ids has shape {ids.shape}; expected the row shape {row_shape}{several}, to go with {scores_name} "
+            f"of shape {scores.shape}"
         )
-    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, rows, compute_dtype(scores.dtype))
-    where = arguments.as_row_mask(fn, where, rows)
+    sample_weight = arguments.as_per_row(fn, "sample_weight", sample_weight, row_shape, compute_dtype(scores.dtype))
+    where = arguments.as_row_mask(fn, where, row_shape)
     arguments.check_same_over(fn, vocab_axis_name, ids=ids, where=where, sample_weight=sample_weight)
-    options = TargetOptions(axis, ignored, vocab_axis_name, ids.shape != rows)
+    options = TargetOptions(axis, ignored, vocab_axis_name, ids.shape != row_shape)
     return options, Given(ids, None, sample_weight, where, None)
 
 
 def split_like(scores: Array, axis: int, given: Given) -> Given:
-    """On a mesh with Explicit axes, all that belongs to the rows and classes of `scores` split as these are."""
+    """Splits everything along the rows and classes of `scores` as a mesh with Explicit axes splits `scores`."""
     entries = split_of(scores)
-    rows = entries[:axis] + entries[axis + 1 :]
+    row_entries = entries[:axis] + entries[axis + 1 :]
     labels, class_weight, sample_weight, where, smoothing, shares = given
+    id_entries = row_entries + (None,) * (labels.ndim - len(row_entries))
     return Given(
-        resharded(labels, scores, rows + (None,) * (labels.ndim - len(rows)) if is_ids(labels) else entries),
+        resharded(labels, scores, id_entries if is_ids(labels) else entries),
         resharded(class_weight, scores, entries[axis : axis + 1]),
-        resharded(sample_weight, scores, rows),
-        resharded(where, scores, rows),
+        resharded(sample_weight, scores, row_entries),
+        resharded(where, scores, row_entries),
         smoothing,
-        resharded(shares, scores, (*rows, None)),
+        resharded(shares, scores, (*row_entries, None)),
     )
 
 
 def make_targets(options: TargetOptions, num_classes: Any, given: Given) -> Targets:
-    """Brings it all into one form. `num_classes` are those of a device."""
+    """Makes targets from checked arguments. `num_classes` are those of one device."""
     axis, ignored, vocab_axis_name, several = options
     if several:
         return _make_several(options, num_classes, given)
     labels, class_weight, sample_weight, where, smoothing, _ = given
     if not is_ids(labels):
         return Targets(labels, class_weight, None, smoothing, sample_weight, where, axis, vocab_axis_name)
-    counted = counted_ids(labels, ignored)
-    if counted is not None:
-        where = counted if where is None else where & counted
+    kept = not_ignored(labels, ignored)
+    if kept is not None:
+        where = kept if where is None else where & kept
     ids = checked_ids(labels, num_classes_of_all(num_classes, vocab_axis_name))
     if where is not None:
         ids = jnp.where(where, ids, 0)
@@ -234,12 +236,12 @@ def make_targets(options: TargetOptions, num_classes: Any, given: Given) -> Targ
 
 
 def _make_several(options: TargetOptions, num_classes: Any, given: Given) -> Targets:
-    """Of K ids a row: −1 for a bad one, −2 for the `ignore_index`."""
+    """Targets with K ids per row: −1 for a bad id, −2 for the `ignore_index`."""
     axis, ignored, vocab_axis_name, _ = options
     _, class_weight, sample_weight, where, smoothing, entries = given
     ids = checked_ids(given.labels, num_classes_of_all(num_classes, vocab_axis_name))
-    counted = counted_ids(given.labels, ignored)
-    ids = ids if counted is None else jnp.where(counted, ids, -2)
+    kept = not_ignored(given.labels, ignored)
+    ids = ids if kept is None else jnp.where(kept, ids, -2)
     label_weight = None
     if class_weight is not None:
         label_weight = jnp.where(ids < 0, 1, _at_ids(class_weight, ids, vocab_axis_name))
@@ -259,19 +261,19 @@ def _make_several(options: TargetOptions, num_classes: Any, given: Given) -> Tar
 
 
 def is_ids(labels: Array) -> bool:
-    """Whether labels that passed the checks are class ids (else they are distributions)."""
+    """Whether checked labels are class ids (otherwise they are distributions)."""
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
-def counted_ids(labels: Array, ignored: int | None) -> Array | None:
-    """Which labels are not to be ignored; None for all."""
+def not_ignored(labels: Array, ignored: int | None) -> Array | None:
+    """Which labels are not ignored; None for all."""
     if ignored is None or not _holds(labels.dtype, ignored):
         return None
     return labels != jnp.array(ignored, labels.dtype)
 
 
 def checked_ids(labels: Array, num_classes: Any) -> Array:
-    """int32 ids, −1 where out of [0, num_classes): compared before the cast, so that none wraps into the range."""
+    """int32 ids, −1 if outside [0, num_classes). Compares before the cast, so that no id wraps into the range."""
     wide = labels if jnp.iinfo(labels.dtype).bits >= 32 else labels.astype(jnp.int32)
     bad = (wide < 0) | (wide >= jnp.asarray(num_classes, wide.dtype))
     return jnp.where(bad, -1, labels.astype(jnp.int32))
@@ -282,7 +284,7 @@ def _holds(dtype: Any, value: int) -> bool:
 
 
 def _at_ids(class_weight: Array, ids: Array, vocab_axis_name: VocabAxis) -> Array:
-    """`class_weight[ids]`; anything where the id is negative. On a mesh with Explicit axes it is split like the ids."""
+    """`class_weight[ids]`, arbitrary for negative ids. On a mesh with Explicit axes it is split like the ids."""
     if vocab_axis_name is not None:
         own = own_ids(ids, class_weight.size, vocab_axis_name)
         return lax.psum(jnp.where(own < 0, 0, _at_ids(class_weight, own, None)), vocab_axis_name)

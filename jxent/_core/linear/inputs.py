@@ -1,4 +1,4 @@
-"""What every fused function takes beside its labels, and what a teacher brings, checked."""
+"""Checks of the arguments that all fused functions share, and of a teacher's."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from jxent._core.linear.records import Config, Shared
 
 
 class Inputs(NamedTuple):
-    """`logits` has the shape and dtype that the logits would have."""
+    """`logits` has the shape and dtype of the logits, which are never made."""
 
     config: Config
     hidden: Array
@@ -63,11 +63,13 @@ def check_teacher(fn: str, student: Inputs, hidden: Any, kernel: Any, bias: Any,
     kernel, num_classes = arguments.as_kernel(fn, kernel, hidden, transpose_kernel, "teacher_")
     if hidden.shape[:-1] != student.hidden.shape[:-1]:
         raise ValueError(
-            f"{fn}: teacher_hidden has shape {hidden.shape}; expected the rows of hidden, {(*student.hidden.shape[:-1], 'E')}"
+            f"{fn}: teacher_hidden has shape {hidden.shape}; expected the rows of hidden, "
+            f"{(*student.hidden.shape[:-1], 'E')}"
         )
     if num_classes != student.logits.shape[-1]:
         raise ValueError(
-            f"{fn}: teacher_kernel has {num_classes} classes, and kernel {student.logits.shape[-1]}; expected the same"
+            f"{fn}: teacher_kernel has {num_classes} classes, but kernel has {student.logits.shape[-1]}; expected the "
+            "same"
         )
     vocab_axis_name = student.config.vocab_axis_name
     if vocab_axis_name is not None:

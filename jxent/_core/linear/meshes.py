@@ -1,4 +1,4 @@
-"""The fused loss under `jit` on a mesh: what jax must be told so that devices send each other no more than they need."""
+"""The fused loss under `jit` on a mesh: what to tell jax so that devices exchange no more than they need."""
 
 import math
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from jxent._core.shards import varying_axes
 
 
 class Placement(NamedTuple):
-    """How the arrays of one call lie on a mesh with Explicit axes.
+    """How the arrays of one call are laid out on a mesh with Explicit axes.
 
     Attributes:
-        mesh: the mesh, of which a `shard_map` around the call may have made some axes Manual.
-        row_entries: of the PartitionSpec of `hidden`, those of the rows.
-        class_axes: the axes that split V, and no rows.
+        mesh: the mesh; a `shard_map` around the call may have made some axes Manual.
+        row_entries: the row entries of the PartitionSpec of `hidden`.
+        class_axes: the axes that split V and no rows.
         transpose_kernel: whether the kernel is `[V, D]`.
         are_ids: whether labels have no class axis.
         teacher_transpose_kernel: as `transpose_kernel`.
@@ -37,8 +37,8 @@ class Placement(NamedTuple):
         return tuple(name for entry in self.row_entries for name in _names(entry)) + self.class_axes
 
     def specs(self, of: Any) -> Any:
-        """The PartitionSpecs of a pytree, by the names of the fields of named tuples; None where that has None. What is no
-        such field has one number a row.
+        """The PartitionSpecs of a pytree, chosen by the field names of its named tuples; None stays None. An array in
+        no such field has one entry per row.
         """
         if not isinstance(of, tuple):
             return self._spec("", of)
@@ -52,24 +52,24 @@ class Placement(NamedTuple):
     def _spec(self, name: str, of: Any) -> P | None:
         if of is None:
             return None
-        rows, classes = self.row_entries, self.class_axes or None
+        row_entries, classes = self.row_entries, self.class_axes or None
         if name in ("kernel", "teacher_kernel"):
             transposed = self.transpose_kernel if name == "kernel" else self.teacher_transpose_kernel
             return P(classes, None) if transposed else P(None, classes)
         if name in ("hidden", "teacher_hidden"):
-            return P(*rows, None)
+            return P(*row_entries, None)
         if name == "labels" and not self.are_ids:
-            return P(*rows, classes)
+            return P(*row_entries, classes)
         if name in ("bias", "class_weight", "teacher_bias"):
             return P(classes)
         scalars = "logit_scale", "logit_softcap", "smoothing", "z_loss", "inverse_temperature"
-        return P() if name in scalars else P(*rows)
+        return P() if name in scalars else P(*row_entries)
 
 
 def placement_of(
     hidden: Array, kernel: Array, transpose_kernel: bool, are_ids: bool, teacher_transpose_kernel: bool
 ) -> Placement | None:
-    """Where axes of the mesh are Explicit, and so tell at trace time how arrays are split; else None."""
+    """The placement if the mesh has Explicit axes, which tell at trace time how arrays are split; else None."""
     mesh = mesh_of(hidden, kernel)
     if not mesh.explicit_axes:
         return None
@@ -81,14 +81,14 @@ def placement_of(
 
 
 def mesh_of(hidden: Array, kernel: Array) -> Any:
-    """The mesh of the arrays, empty where jax does not know of one."""
+    """The mesh of the arrays, empty if jax knows of none."""
     mesh = jax.typeof(hidden).sharding.mesh
     return jax.typeof(kernel).sharding.mesh if mesh.empty else mesh
 
 
 def placed(placement: Placement | None, arguments: Any) -> Any:
-    """The arguments split as `hidden` and `kernel` are. A kernel split over D, or over the axes that split the rows, is
-    gathered, once.
+    """Splits the arguments like `hidden` and `kernel`. A kernel split over D, or over the axes of the rows, is gathered
+    once.
     """
     if placement is None:
         return arguments
@@ -96,8 +96,8 @@ def placed(placement: Placement | None, arguments: Any) -> Any:
 
 
 def gathered(hidden: Array, kernel: Array, transpose_kernel: bool) -> Array:
-    """The kernel. Where Auto axes may split its D, XLA is told to gather it once, before the loop over the chunks: else it
-    would add up the logits of each.
+    """Returns the kernel. If Auto axes may split its D, tells XLA to gather it once, before the loop over the chunks:
+    otherwise XLA would add up the logits of each chunk over the devices.
     """
     mesh = mesh_of(hidden, kernel)
     if mesh.empty or mesh.explicit_axes or mesh.manual_axes:
@@ -107,14 +107,14 @@ def gathered(hidden: Array, kernel: Array, transpose_kernel: bool) -> Array:
 
 
 def num_sharing(hidden: Array) -> int:
-    """How many devices may share the rows and classes of these arrays, where it is XLA that finds out how."""
+    """How many devices may share the rows and classes of these arrays if XLA decides how to split them."""
     mesh = jax.typeof(hidden).sharding.mesh
     return math.prod(mesh.shape[name] for name in mesh.auto_axes)
 
 
 def num_blocks(hidden: Array, num_rows: int) -> int:
-    """In how many equal runs the rows may be split over devices without jax's knowing of it: over Auto axes of a mesh; or
-    over any devices there are, where it does not know of a mesh, as under `jit(in_shardings=...)`.
+    """How many equal runs the rows may form over devices without jax knowing: over Auto axes of a mesh, or over all
+    devices if jax knows of no mesh, as under `jit(in_shardings=...)`.
     """
     is_unknown = jax.typeof(hidden).sharding.mesh.empty
     num_devices = jax.device_count() if is_unknown else num_sharing(hidden)
@@ -122,7 +122,7 @@ def num_blocks(hidden: Array, num_rows: int) -> int:
 
 
 def device_kind(hidden: Array, kernel: Array) -> str:
-    """As jax calls the devices of the mesh; or, where it does not know of one, that on which programs run by default."""
+    """The kind of the mesh's devices, or of the default device if jax knows of no mesh."""
     device = getattr(mesh_of(hidden, kernel), "abstract_device", None)
     if device is None:
         device = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
@@ -131,36 +131,36 @@ def device_kind(hidden: Array, kernel: Array) -> str:
 
 
 def on_devices(placement: Placement | None, f: Callable[..., Any], arguments: Any, results: Any) -> Any:
-    """`f(*arguments)`, in which each device has its rows and its classes, in a `shard_map` of its own: so it adds the
-    kernel's gradient over the devices once, where XLA by itself would do so for each chunk.
+    """`f(*arguments)` in its own `shard_map`, where each device has its rows and classes: this adds the kernel's
+    gradient over the devices once, where XLA by itself would do so for each chunk.
 
-    Axes that split nothing are left to XLA, as `jax.vmap` may split its batch over them. jax does not differentiate
-    through this (it could not within another `shard_map`, in 0.12), but for second derivatives.
+    Axes that split nothing are left to XLA, since `jax.vmap` may split its batch over them. jax does not differentiate
+    through this (in 0.12 it cannot within another `shard_map`), except for second derivatives.
 
     Args:
         placement: of `arguments`; None for no `shard_map`.
-        f: a function of pytrees of named tuples, and to one.
-        arguments: what `placed` made.
-        results: a pytree like that of the result, with None where that has.
+        f: a function from pytrees of named tuples to one.
+        arguments: as returned by `placed`.
+        results: a pytree with the structure of the result, with None where that has None.
     """
     if placement is None:
         return f(*arguments)
     mesh, split, in_specs = placement.mesh, placement.split_axes, placement.specs(arguments)
-    others = tuple(name for name in mesh.explicit_axes if name not in split)
+    unsplit = tuple(name for name in mesh.explicit_axes if name not in split)
     out_specs = placement.specs(results)
     if split:
-        # Without a mesh it takes that of the context, of which `auto_axes` has made one with other types of axes.
-        of_mesh = {} if others else {"mesh": mesh}
+        # Without `mesh`, shard_map takes the mesh of the context, where `auto_axes` has changed the types of axes.
+        of_mesh = {} if unsplit else {"mesh": mesh}
         f = jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(split), **of_mesh)
-    if others:
+    if unsplit:
         shardings = jax.tree.map(partial(NamedSharding, mesh), out_specs)
-        f = jax.sharding.auto_axes(f, axes=others, out_sharding=shardings)
+        f = jax.sharding.auto_axes(f, axes=unsplit, out_sharding=shardings)
     return f(*arguments)
 
 
 def added_up(gradient: Array, like: frozenset[Any], axes: tuple[Any, ...] | None = None) -> Array:
-    """The parts of a gradient that devices have of an array, which itself varies over the axes `like` only: their sum,
-    over all axes or some.
+    """Sums the devices' parts of a gradient of an array that itself varies only over the axes `like`: over all other
+    axes, or those in `axes`.
     """
     over = varying_axes(gradient) - like
     over = tuple(sorted(over if axes is None else over & frozenset(axes), key=str))

@@ -1,4 +1,4 @@
-"""One chunk of rows: its logits, what becomes of them, and the gradients that come back through the two matmuls."""
+"""One chunk of rows: its logits, the rows evaluated from them, and the gradients through the two matmuls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,108 +22,111 @@ from jxent._core.shards import aligned
 from jxent._core.targets import Targets, is_ids
 
 
-def chunk_rows(config: Config, products: Array, rows: PerRow, shared: Shared) -> tuple[Evaluated, Array]:
-    """From hidden·W on, differentiated by jax, the rows by their own rule: what they are, and log_z of each."""
+def chunk_rows(config: Config, products: Array, per_row: PerRow, shared: Shared) -> tuple[Evaluated, Array]:
+    """Evaluates the rows from hidden·W; returns log_z too. jax differentiates this, and the rows use their own rule."""
     if config.beta is not None:
-        return _divergence(config, products, rows, shared)
+        return _divergence(config, products, per_row, shared)
     logits = products if shared.logit_scale is None else shared.logit_scale * products
     logits = logits if shared.bias is None else logits + shared.bias[None, :]
     if shared.logit_softcap is not None:
         logits = softcap(logits, shared.logit_softcap)
     targets = Targets(
-        labels=rows.labels,
+        labels=per_row.labels,
         class_weight=shared.class_weight,
-        label_weight=rows.label_weight,
+        label_weight=per_row.label_weight,
         smoothing=shared.smoothing,
         sample_weight=None,
-        where=rows.where,
+        where=per_row.where,
         axis=1,
         vocab_axis_name=config.vocab_axis_name,
         no_class=config.no_class,
-        entries=rows.entries,
+        entries=per_row.entries,
     )
-    if targets.are_ids and rows.labels.ndim == 2:
+    if targets.are_ids and per_row.labels.ndim == 2:
         log_prob, entropy = log_probs_of_several(logits, targets, config.with_entropy)
         return Evaluated(-log_prob, entropy, None, None), jnp.zeros_like(log_prob[:, 0])
     with_entropy = config.with_entropy or config.row_loss is not None
-    state = evaluate(logits, targets, aux=config.with_aux, entropy=with_entropy)
+    rows = evaluate(logits, targets, aux=config.with_aux, entropy=with_entropy)
     if config.row_loss is None:
-        loss = row_loss(state, targets, shared.z_loss)
+        loss = row_loss(rows, targets, shared.z_loss)
     else:
-        loss = _loss_of(config.row_loss, -state.nll, state.entropy, rows)
-    log_z = row_log_z(state, targets)
+        loss = _loss_of(config.row_loss, -rows.nll, rows.entropy, per_row)
+    log_z = row_log_z(rows, targets)
     aux = None
     if config.with_aux:
-        aux = LinearAux(log_z, row_predicted(state, targets), row_nll(state, targets))
-    entropy = state.entropy if config.with_entropy else None
-    return Evaluated(loss, entropy, aux, None if is_ids(rows.labels) else row_mass(state, targets)), log_z
+        aux = LinearAux(log_z, row_predicted(rows, targets), row_nll(rows, targets))
+    entropy = rows.entropy if config.with_entropy else None
+    return Evaluated(loss, entropy, aux, None if is_ids(per_row.labels) else row_mass(rows, targets)), log_z
 
 
-def _divergence(config: Config, products: Array, rows: PerRow, shared: Shared) -> tuple[Evaluated, Array]:
+def _divergence(config: Config, products: Array, per_row: PerRow, shared: Shared) -> tuple[Evaluated, Array]:
     assert config.beta is not None
-    assert rows.teacher_hidden is not None
+    assert per_row.teacher_hidden is not None
     assert shared.teacher_kernel is not None
-    hidden = _counted(rows.teacher_hidden, rows.where)
+    hidden = _masked(per_row.teacher_hidden, per_row.where)
     kernel = shared.teacher_kernel.astype(hidden.dtype)
     teacher = _matmul(config, hidden, kernel, 1, int(config.teacher_transpose_kernel))
     student, teacher = (
         logits if bias is None else logits + bias[None, :]
         for logits, bias in ((products, shared.bias), (teacher, shared.teacher_bias))
     )
-    loss = divergence(1, config.vocab_axis_name, config.beta, student, teacher, shared.inverse_temperature, rows.where)
+    loss = divergence(
+        1, config.vocab_axis_name, config.beta, student, teacher, shared.inverse_temperature, per_row.where
+    )
     return Evaluated(loss, None, None, None), jnp.zeros_like(loss)
 
 
-def _loss_of(row_loss: Callable[..., Array], log_prob: Array, entropy: Array, rows: PerRow) -> Array:
-    """Masked rows are 0 in what goes in and in what comes out, whatever they hold, and so in every gradient."""
-    log_prob, entropy, *row_args = (_counted(a, rows.where) for a in (log_prob, entropy, *rows.row_args))
-    return _counted(row_loss(log_prob, entropy, *row_args).astype(log_prob.dtype), rows.where)
+def _loss_of(row_loss: Callable[..., Array], log_prob: Array, entropy: Array, per_row: PerRow) -> Array:
+    """Masked rows are 0 in the input and the output, whatever they hold, and so in every gradient."""
+    log_prob, entropy, *row_args = (_masked(a, per_row.where) for a in (log_prob, entropy, *per_row.row_args))
+    return _masked(row_loss(log_prob, entropy, *row_args).astype(log_prob.dtype), per_row.where)
 
 
 def softcap(logits: Array, cap: Array) -> Array:
-    """cap·tanh(logits/cap), but −inf stays −inf: such a class does not exist. A cap of inf is none."""
+    """cap·tanh(logits/cap), except that −inf stays −inf: that class does not exist. A cap of inf is none."""
     is_dead, is_none = logits == -jnp.inf, cap == jnp.inf
     cap = jnp.where(is_none, 1, cap)
     capped = jnp.where(is_dead, -jnp.inf, cap * jnp.tanh(jnp.where(is_dead, 0, logits) / cap))
     return jnp.where(is_none, logits, capped)
 
 
-def products_of(config: Config, rows: PerRow, shared: Shared) -> Array:
+def products_of(config: Config, per_row: PerRow, shared: Shared) -> Array:
     """hidden·W, `[C, V]`."""
-    return _matmul(config, _counted(rows.hidden, rows.where), _kernel(rows, shared), 1, int(config.transpose_kernel))
+    hidden = _masked(per_row.hidden, per_row.where)
+    return _matmul(config, hidden, _kernel(per_row, shared), 1, int(config.transpose_kernel))
 
 
 def narrowed(d_products: Array, dtype: Any) -> tuple[Array, Array | None]:
-    """The gradient of the products in the dtype of their operands, and what a unit of each row of it stands for: a power
-    of two, `[C, 1]`, or None for 1.
+    """Casts the gradient of the products to the dtype of their operands. Also returns the unit of each row: a power of
+    two, `[C, 1]`, or None for 1.
 
-    The coefficient of a row (its weight, the loss scale) may lie far from 1, and float16 reaches from 6e-8 to 65504. So
-    there the highest entry of each row comes to 2¹⁴ or so, whatever the coefficient is.
+    The coefficient of a row (its weight, the loss scale) may be far from 1, and float16 reaches from 6e-8 to 65504. So
+    in float16 the largest entry of each row is scaled to 2¹⁴ or so, whatever the coefficient is.
     """
     if dtype != jnp.float16:
         return d_products.astype(dtype), None
-    highest = lax.stop_gradient(jnp.max(jnp.abs(d_products), 1, keepdims=True))
-    # Rounded to no mantissa at all it is a power of two. Rows of 0 and of NaN get the lowest unit, which hides no other's.
-    unit = lax.reduce_precision(highest, jnp.finfo(highest.dtype).nexp, 0)
+    largest = lax.stop_gradient(jnp.max(jnp.abs(d_products), 1, keepdims=True))
+    # Dropping the mantissa leaves a power of two. Rows of 0 and of NaN get the lowest unit, which hides no other unit.
+    unit = lax.reduce_precision(largest, jnp.finfo(largest.dtype).nexp, 0)
     unit = jnp.where(unit < jnp.inf, jnp.maximum(unit, 2.0**-100), 2.0**-100) * 2.0**-14
     return (d_products / unit).astype(dtype), unit
 
 
-def d_hidden_of(config: Config, d_products: Array, unit: Array | None, rows: PerRow, shared: Shared) -> Array:
-    gradient = _matmul(config, d_products, _kernel(rows, shared), 1, int(not config.transpose_kernel))
+def d_hidden_of(config: Config, d_products: Array, unit: Array | None, per_row: PerRow, shared: Shared) -> Array:
+    gradient = _matmul(config, d_products, _kernel(per_row, shared), 1, int(not config.transpose_kernel))
     gradient = gradient if unit is None else gradient * unit
-    return _counted(gradient, rows.where)
+    return _masked(gradient, per_row.where)
 
 
-def d_kernel_of(config: Config, d_products: Array, unit: Array | None, rows: PerRow) -> Array:
-    hidden = _counted(rows.hidden, rows.where)
+def d_kernel_of(config: Config, d_products: Array, unit: Array | None, per_row: PerRow) -> Array:
+    hidden = _masked(per_row.hidden, per_row.where)
     if unit is None:
         return _outer(config, hidden, d_products)
-    # A sum over the rows has one unit: that of the row whose gradient is the highest. What the others lose by it is lost
-    # in that sum anyway.
-    highest = jnp.max(unit)
-    hidden = (hidden.astype(unit.dtype) * (unit / highest)).astype(hidden.dtype)
-    return highest * _outer(config, hidden, d_products)
+    # A sum over the rows needs one unit: the largest. What rows with smaller units lose by it would be lost in the sum
+    # anyway.
+    largest = jnp.max(unit)
+    hidden = (hidden.astype(unit.dtype) * (unit / largest)).astype(hidden.dtype)
+    return largest * _outer(config, hidden, d_products)
 
 
 def _outer(config: Config, hidden: Array, d_products: Array) -> Array:
@@ -132,7 +135,7 @@ def _outer(config: Config, hidden: Array, d_products: Array) -> Array:
     if hidden.dtype != jnp.bfloat16:
         return _matmul(config, *operands, 0, 0)
 
-    # XLA:CPU converts such operands anyway, but for some batches of them, for which it then has no matmul.
+    # XLA:CPU converts bfloat16 operands anyway, except for some batches, for which it then has no matmul.
     def of_converted(a: Array, b: Array) -> Array:
         dtype = compute_dtype(a.dtype)
         return _matmul(config, a.astype(dtype), b.astype(dtype), 0, 0)
@@ -142,13 +145,13 @@ def _outer(config: Config, hidden: Array, d_products: Array) -> Array:
     )
 
 
-def _counted(of_rows: Array, where: Array | None) -> Array:
-    """0 in masked rows. Of hidden states, a NaN there would reach every row in a matmul."""
-    return of_rows if where is None else jnp.where(jnp.expand_dims(where, range(1, of_rows.ndim)), of_rows, 0)
+def _masked(array: Array, where: Array | None) -> Array:
+    """0 in masked rows. In hidden states, a NaN there would reach every row through a matmul."""
+    return array if where is None else jnp.where(jnp.expand_dims(where, range(1, array.ndim)), array, 0)
 
 
-def _kernel(rows: PerRow, shared: Shared) -> Array:
-    return shared.kernel.astype(rows.hidden.dtype)
+def _kernel(per_row: PerRow, shared: Shared) -> Array:
+    return shared.kernel.astype(per_row.hidden.dtype)
 
 
 def _matmul(config: Config, a: Array, b: Array, a_axis: int, b_axis: int) -> Array:

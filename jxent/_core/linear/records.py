@@ -1,4 +1,4 @@
-"""What goes through the fused loss: arrays by what they belong to, and what is known of them when they are traced."""
+"""Records of the fused loss: its arrays, grouped by what they belong to, and its static options."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ from jxent._core.targets import NO_CLASS
 
 
 class PerRow(NamedTuple):
-    """What belongs to the rows: hidden states `[N, D]`, of `Targets` what has a row axis, None as there, and the arguments
-    `[N, …]` of a `row_loss`.
+    """Arrays with a row axis: hidden states `[N, D]`, those of `Targets` (or None, as there), and the `row_args` of a
+    row loss, `[N, …]`.
     """
 
     hidden: Array
@@ -25,7 +25,7 @@ class PerRow(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all rows share: the kernel, `[V]` numbers and scalars in the compute dtype. All but the kernel may be None."""
+    """What all rows share: the kernel, and `[V]` arrays and scalars in the compute dtype, which may be None."""
 
     kernel: Array
     bias: Array | None
@@ -40,20 +40,20 @@ class Shared(NamedTuple):
 
 
 class Config(NamedTuple):
-    """What is known when the program is traced.
+    """The static options.
 
     Attributes:
         chunk_size: the rows of a chunk, or None.
         transpose_kernel: whether the kernel is `[V, D]`.
         precision: of the matmuls, as `jax.lax.dot_general` takes it.
         vocab_axis_name: the axes of a `shard_map` that split V, or None.
-        with_aux: whether a `LinearAux` is asked for; else it is None.
-        with_entropy: whether the entropy of each row is.
-        row_loss: what makes the loss of a row's log-probability, entropy and `row_args`; None for cross entropy.
-        beta: of a divergence from the teacher, which is then the loss; else None.
+        with_aux: whether to make a `LinearAux`, which is None otherwise.
+        with_entropy: whether to make the entropy of each row.
+        row_loss: computes a row's loss from its log-probability, entropy and `row_args`; None for cross entropy.
+        beta: makes the loss a divergence from the teacher; else None.
         teacher_transpose_kernel: whether the teacher's kernel is `[V, E]`.
         no_class: as in `Targets`.
-        placement: how Explicit axes of a mesh split the arrays, or None for no such axes.
+        placement: how Explicit axes of a mesh split the arrays; None without such axes.
     """
 
     chunk_size: int | None
@@ -69,7 +69,7 @@ class Config(NamedTuple):
     placement: Placement | None = None
 
     def within(self) -> "Config":
-        """For a device by itself."""
+        """The options on a single device."""
         if self.placement is None:
             return self
         vocab = (self.vocab_axis_name or ()) + self.placement.class_axes
@@ -77,7 +77,7 @@ class Config(NamedTuple):
 
 
 class LinearAux(NamedTuple):
-    """Of each row the log-normaliser, differentiable; the class with the highest logit; −log p of the label."""
+    """Per row: log_z, differentiable; the class with the highest logit; −log p of the label."""
 
     log_z: Array
     predicted: Array
@@ -85,13 +85,13 @@ class LinearAux(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """Of each row.
+    """The evaluated rows.
 
     Attributes:
         loss: without its weight.
-        entropy: −Σ p log p, 0 where masked; None where it is not asked for.
-        aux: None where it is not asked for.
-        mass: Σ_c w_c q_c of a distribution, 0 where masked; None for ids.
+        entropy: −Σ p log p, 0 in masked rows; None if not requested.
+        aux: None if not requested.
+        mass: Σ_c w_c q_c of a distribution, 0 in masked rows; None for ids.
     """
 
     loss: Array
@@ -101,7 +101,7 @@ class Evaluated(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """Of each row, or None where there is none."""
+    """One cotangent per row, or None if there is none."""
 
     loss: Array | None = None
     entropy: Array | None = None
@@ -109,18 +109,18 @@ class Cotangents(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """None where they are not asked for."""
+    """None for gradients that are not requested."""
 
-    rows: PerRow
+    per_row: PerRow
     shared: Shared
 
 
-def mapped(f: Callable[..., Any], arguments: Any, *others: Any) -> Any:
-    """`f` of each field that is not None, and of each entry of one that is a tuple."""
+def mapped(f: Callable[..., Any], arguments: Any, *more: Any) -> Any:
+    """Applies `f` to each field that is not None, and to each entry of a field that is a tuple."""
 
-    def of(field: Any, *rest: Any) -> Any:
+    def apply(field: Any, *rest: Any) -> Any:
         if field is None:
             return None
-        return tuple(map(of, field, *rest)) if isinstance(field, tuple) else f(field, *rest)
+        return tuple(map(apply, field, *rest)) if isinstance(field, tuple) else f(field, *rest)
 
-    return type(arguments)(*map(of, arguments, *others))
+    return type(arguments)(*map(apply, arguments, *more))

@@ -1,12 +1,12 @@
-"""Rows of hidden states and a kernel → their losses, without ever holding the logits of more rows than one chunk's.
+"""The losses of rows of hidden states and a kernel, while holding the logits of only one chunk of rows at a time.
 
 With W the kernel, b the bias and `a = softcap(hidden·W + b)` the logits of a chunk, the loss of its rows is that of
-`row_loss`, and for cotangents g of the loss and k of log_z, one of each a row,
+`row_loss`. For cotangents g of the loss and k of log_z, one of each per row,
 
     G = ∂(g·loss + k·log_z)/∂(hidden·W)        d_hidden = G·Wᵀ        d_W = Σ_chunks hiddenᵀ·G
 
-The matmuls run in the dtype of `hidden` with results in the compute dtype, in which all between them is computed;
-G (`d_products`) is cast once, before its two matmuls, and the gradients once, when all is summed and scaled.
+The matmuls take operands in the dtype of `hidden` and return the compute dtype, in which everything between them runs.
+G (`d_products`) is cast once, before its two matmuls, and each gradient once, after it is summed and scaled.
 """
 
 from dataclasses import dataclass, replace
@@ -36,109 +36,109 @@ from jxent._core.silence import silenced
 from jxent._core.targets import is_ids
 
 
-def evaluate_linear(config: Config, rows: PerRow, shared: Shared, coefficient: Array | None) -> Evaluated:
-    """The rows, of any shape; with a coefficient for each, in the place of their loss Σ coefficient·loss."""
-    if 0 in rows.hidden.shape[:-1]:
-        return _of_no_rows(config, rows, coefficient)
-    rows, shared, coefficient = placed(config.placement, (rows, shared, coefficient))
-    shared = shared._replace(kernel=gathered(rows.hidden, shared.kernel, config.transpose_kernel))
+def evaluate_linear(config: Config, per_row: PerRow, shared: Shared, coefficient: Array | None) -> Evaluated:
+    """Evaluates rows of any shape; if each has a coefficient, Σ coefficient·loss takes the place of their loss."""
+    if 0 in per_row.hidden.shape[:-1]:
+        return _of_no_rows(config, per_row, coefficient)
+    per_row, shared, coefficient = placed(config.placement, (per_row, shared, coefficient))
+    shared = shared._replace(kernel=gathered(per_row.hidden, shared.kernel, config.transpose_kernel))
     if shared.teacher_kernel is not None:
-        teacher_kernel = gathered(rows.hidden, shared.teacher_kernel, config.teacher_transpose_kernel)
+        teacher_kernel = gathered(per_row.hidden, shared.teacher_kernel, config.teacher_transpose_kernel)
         shared = shared._replace(teacher_kernel=teacher_kernel)
     evaluated: Evaluated
     if coefficient is None:
-        evaluated = linear_rows(config, rows, shared)
+        evaluated = linear_rows(config, per_row, shared)
     else:
-        evaluated = linear_total(config, rows, shared, coefficient)
+        evaluated = linear_total(config, per_row, shared, coefficient)
     if evaluated.mass is not None:
-        distributions = rows.labels, shared.class_weight, rows.where, evaluated.mass
+        distributions = per_row.labels, shared.class_weight, per_row.where, evaluated.mass
         distributions = aligned(distributions, apart_from=config.vocab_axis_name)
         mass = _differentiable_mass(config.vocab_axis_name, *distributions)
         evaluated = evaluated._replace(mass=mass)
     aux = evaluated.aux
     if aux is None:
         return evaluated
-    log_z = aux.log_z if coefficient is None else _differentiable_log_z(config, rows, shared, aux.log_z)
+    log_z = aux.log_z if coefficient is None else _differentiable_log_z(config, per_row, shared, aux.log_z)
     return evaluated._replace(aux=aux._replace(log_z=log_z, nll=lax.stop_gradient(aux.nll)))
 
 
-def _of_no_rows(config: Config, rows: PerRow, coefficient: Array | None) -> Evaluated:
-    """Made of `hidden`, so that it varies as that does, over batches and devices."""
-    loss = jnp.sum(rows.hidden, -1, dtype=compute_dtype(rows.hidden.dtype))
+def _of_no_rows(config: Config, per_row: PerRow, coefficient: Array | None) -> Evaluated:
+    """The result without any rows, made from `hidden` so that it varies like `hidden` over batches and devices."""
+    loss = jnp.sum(per_row.hidden, -1, dtype=compute_dtype(per_row.hidden.dtype))
     aux = LinearAux(loss, loss.astype(jnp.int32), loss) if config.with_aux else None
-    mass = None if is_ids(rows.labels) else loss
+    mass = None if is_ids(per_row.labels) else loss
     total = loss if coefficient is None else jnp.sum(coefficient * loss)
-    if coefficient is None and rows.entries is None and is_ids(rows.labels) and rows.labels.ndim > loss.ndim:
-        total = jnp.broadcast_to(loss[..., None], rows.labels.shape)
+    if coefficient is None and per_row.entries is None and is_ids(per_row.labels) and per_row.labels.ndim > loss.ndim:
+        total = jnp.broadcast_to(loss[..., None], per_row.labels.shape)
     return Evaluated(total, loss if config.with_entropy else None, aux, mass)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def linear_rows(config: Config, rows: PerRow, shared: Shared) -> Evaluated:
-    """The loss of each row. Its backward pass makes the logits again: the cotangents come only then."""
-    return _evaluate(config, rows, shared)
+def linear_rows(config: Config, per_row: PerRow, shared: Shared) -> Evaluated:
+    """The loss of each row. The backward pass computes the logits again, since the cotangents arrive only then."""
+    return _evaluate(config, per_row, shared)
 
 
-def _linear_rows_fwd(config: Config, rows: PerRow, shared: Shared) -> tuple[Any, Any]:
-    wanted, rows, shared = _with_wanted(rows, shared)
-    return _evaluate(config, rows, shared), (wanted, rows, shared)
+def _linear_rows_fwd(config: Config, per_row: PerRow, shared: Shared) -> tuple[Any, Any]:
+    requested, per_row, shared = _with_requested(per_row, shared)
+    return _evaluate(config, per_row, shared), (requested, per_row, shared)
 
 
 def _linear_rows_bwd(config: Config, residuals: Any, cotangents: Any) -> tuple[Any, Any]:
     d_log_z = None if cotangents.aux is None else cotangents.aux.log_z
-    given = map(_or_none, (cotangents.loss, cotangents.entropy, d_log_z))
-    gradients = _pulled(config, residuals, Cotangents(*given))
-    return gradients.rows, gradients.shared
+    present = map(_or_none, (cotangents.loss, cotangents.entropy, d_log_z))
+    gradients = _pulled(config, residuals, Cotangents(*present))
+    return gradients.per_row, gradients.shared
 
 
 linear_rows.defvjp(_linear_rows_fwd, _linear_rows_bwd, symbolic_zeros=True)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def linear_total(config: Config, rows: PerRow, shared: Shared, coefficient: Array) -> Evaluated:
-    """With Σ coefficient·loss for the loss, whose gradient is made in the forward pass, where the logits are at hand.
+def linear_total(config: Config, per_row: PerRow, shared: Shared, coefficient: Array) -> Evaluated:
+    """Σ coefficient·loss in place of the loss; its gradient is made in the forward pass, which has the logits.
 
-    That of the rest is not: `_differentiable_log_z` and `_differentiable_mass` are for this.
+    The other results get their gradients from `_differentiable_log_z` and `_differentiable_mass`.
     """
-    evaluated = _evaluate(config, rows, shared)
+    evaluated = _evaluate(config, per_row, shared)
     return evaluated._replace(loss=jnp.sum(coefficient * silenced(evaluated.loss, coefficient)))
 
 
-def _linear_total_fwd(config: Config, rows: PerRow, shared: Shared, coefficient: Any) -> tuple[Any, Any]:
-    (wanted, rows, shared), of_coefficient = _with_wanted(rows, shared), _wanted(coefficient)
-    evaluated, gradients = _differentiate(config, rows, shared, Cotangents(coefficient.value), wanted)
+def _linear_total_fwd(config: Config, per_row: PerRow, shared: Shared, coefficient: Any) -> tuple[Any, Any]:
+    (requested, per_row, shared), of_coefficient = _with_requested(per_row, shared), _requested(coefficient)
+    evaluated, gradients = _differentiate(config, per_row, shared, Cotangents(coefficient.value), requested)
     loss = evaluated.loss
     total = jnp.sum(coefficient.value * silenced(loss, coefficient.value))
-    return evaluated._replace(loss=total), (wanted, of_coefficient, loss, gradients)
+    return evaluated._replace(loss=total), (requested, of_coefficient, loss, gradients)
 
 
 def _linear_total_bwd(config: Config, residuals: Any, cotangents: Any) -> tuple[Any, Any, Any]:
-    wanted, of_coefficient, loss, gradients = residuals
+    requested, of_coefficient, loss, gradients = residuals
     d_total = _or_none(cotangents.loss)
     if d_total is None:
         return None, None, None
-    gradients = wanted.finished(jax.tree.map(lambda gradient: d_total * gradient, gradients))
-    return gradients.rows, gradients.shared, of_coefficient and of_coefficient.finished(d_total * loss)
+    gradients = requested.finished(jax.tree.map(lambda gradient: d_total * gradient, gradients))
+    return gradients.per_row, gradients.shared, of_coefficient and of_coefficient.finished(d_total * loss)
 
 
 linear_total.defvjp(_linear_total_fwd, _linear_total_bwd, symbolic_zeros=True)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable_log_z(config: Config, rows: PerRow, shared: Shared, log_z: Array) -> Array:
-    """`log_z`, which `linear_total` has made of the same rows, with its gradient. Where that is asked for the logits are
-    made again, which nobody pays for who only looks at `log_z`.
+def _differentiable_log_z(config: Config, per_row: PerRow, shared: Shared, log_z: Array) -> Array:
+    """`log_z`, which `linear_total` computed from the same rows, plus a gradient. Only a backward pass through it
+    computes the logits again; reading `log_z` stays free.
     """
     return log_z
 
 
-def _differentiable_log_z_fwd(config: Config, rows: PerRow, shared: Shared, log_z: Any) -> tuple[Array, Any]:
-    return log_z.value, _with_wanted(rows, shared)
+def _differentiable_log_z_fwd(config: Config, per_row: PerRow, shared: Shared, log_z: Any) -> tuple[Array, Any]:
+    return log_z.value, _with_requested(per_row, shared)
 
 
 def _differentiable_log_z_bwd(config: Config, residuals: Any, d_log_z: Array) -> tuple[Any, Any, None]:
     gradients = _pulled(config, residuals, Cotangents(log_z=d_log_z))
-    return gradients.rows, gradients.shared, None
+    return gradients.per_row, gradients.shared, None
 
 
 _differentiable_log_z.defvjp(_differentiable_log_z_fwd, _differentiable_log_z_bwd, symbolic_zeros=True)
@@ -148,7 +148,7 @@ _differentiable_log_z.defvjp(_differentiable_log_z_fwd, _differentiable_log_z_bw
 def _differentiable_mass(
     vocab_axis_name: VocabAxis, labels: Array, class_weight: Array | None, where: Array | None, mass: Array
 ) -> Array:
-    """`mass`, which has been made of the same distributions, with its gradient."""
+    """`mass`, which was computed from the same distributions, plus a gradient."""
     return mass
 
 
@@ -175,16 +175,17 @@ _differentiable_mass.defvjp(_differentiable_mass_fwd, _differentiable_mass_bwd)
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class _Wanted:
-    """Of an array whose gradient is asked for: its dtype, and the axes of a `shard_map` over which it varies."""
+class _Requested:
+    """For an array whose gradient is requested: its dtype, and the axes of a `shard_map` over which it varies."""
 
     dtype: Any
     varying: frozenset[Any]
     is_sent_narrow: bool
 
     def finished(self, gradient: Array) -> Array:
-        """Added up over the devices that share the array, and cast to its dtype: in this order, lest each device's part
-        is rounded. Hidden states are sent by the row, and half as many bytes are worth that.
+        """Adds the gradient over the devices that share the array, then casts it, so that no device's part is rounded.
+        Gradients of hidden states are cast first: they are sent row by row, and halving the bytes is worth the
+        rounding.
         """
         if self.is_sent_narrow:
             return added_up(gradient.astype(self.dtype), self.varying)
@@ -193,70 +194,70 @@ class _Wanted:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class _AllWanted:
-    """In the place of each array whose gradient is asked for a `_Wanted`, elsewhere None."""
+class _AllRequested:
+    """A `_Requested` in the place of each array whose gradient is requested, None elsewhere."""
 
-    rows: PerRow
+    per_row: PerRow
     shared: Shared
 
     def finished(self, gradients: Gradients) -> Gradients:
-        def finish(wanted: _Wanted, gradient: Array) -> Array:
-            return wanted.finished(gradient)
+        def finish(requested: _Requested, gradient: Array) -> Array:
+            return requested.finished(gradient)
 
-        return Gradients(mapped(finish, self.rows, gradients.rows), mapped(finish, self.shared, gradients.shared))
-
-
-def _with_wanted(rows: PerRow, shared: Shared) -> tuple[_AllWanted, PerRow, Shared]:
-    """Of what `symbolic_zeros` hands a forward rule: whose gradients are asked for, and the arrays."""
-    of_rows, of_shared = (mapped(_wanted, arguments) for arguments in (rows, shared))
-    if of_rows.hidden is not None:
-        of_rows = of_rows._replace(hidden=replace(of_rows.hidden, is_sent_narrow=True))
-    rows, shared = (mapped(lambda a: a.value, arguments) for arguments in (rows, shared))
-    return _AllWanted(of_rows, of_shared), rows, shared
+        return Gradients(mapped(finish, self.per_row, gradients.per_row), mapped(finish, self.shared, gradients.shared))
 
 
-def _wanted(a: Any) -> _Wanted | None:
+def _with_requested(per_row: PerRow, shared: Shared) -> tuple[_AllRequested, PerRow, Shared]:
+    """Splits what `symbolic_zeros` passes to a forward rule: which gradients are requested, and the arrays."""
+    for_rows, for_shared = (mapped(_requested, arguments) for arguments in (per_row, shared))
+    if for_rows.hidden is not None:
+        for_rows = for_rows._replace(hidden=replace(for_rows.hidden, is_sent_narrow=True))
+    per_row, shared = (mapped(lambda a: a.value, arguments) for arguments in (per_row, shared))
+    return _AllRequested(for_rows, for_shared), per_row, shared
+
+
+def _requested(a: Any) -> _Requested | None:
     if not (a.perturbed and jnp.issubdtype(a.value.dtype, jnp.floating)):
         return None
-    return _Wanted(a.value.dtype, varying_axes(a.value), False)
+    return _Requested(a.value.dtype, varying_axes(a.value), False)
 
 
 def _pulled(config: Config, residuals: Any, cotangents: Cotangents) -> Gradients:
-    """The gradients that belong to the cotangents of the rows."""
-    wanted, rows, shared = residuals
-    _, gradients = _differentiate(config._replace(with_aux=False), rows, shared, cotangents, wanted)
-    return wanted.finished(gradients)
+    """The gradients for given cotangents of the rows."""
+    requested, per_row, shared = residuals
+    _, gradients = _differentiate(config._replace(with_aux=False), per_row, shared, cotangents, requested)
+    return requested.finished(gradients)
 
 
-def _evaluate(config: Config, rows: PerRow, shared: Shared) -> Evaluated:
+def _evaluate(config: Config, per_row: PerRow, shared: Shared) -> Evaluated:
     return on_devices(
         config.placement,
         partial(passes.evaluate, config.within()),
-        (rows, shared),
-        _results(config, is_ids(rows.labels)),
+        (per_row, shared),
+        _results(config, is_ids(per_row.labels)),
     )
 
 
 def _differentiate(
-    config: Config, rows: PerRow, shared: Shared, cotangents: Cotangents, wanted: _AllWanted
+    config: Config, per_row: PerRow, shared: Shared, cotangents: Cotangents, requested: _AllRequested
 ) -> tuple[Evaluated, Gradients]:
-    """What `_evaluate` gives, and the gradients of Σ cotangent·row in the compute dtype."""
-    results = _results(config, is_ids(rows.labels)), Gradients(wanted.rows, wanted.shared)
+    """The result of `_evaluate`, and the gradients of Σ cotangent·row in the compute dtype."""
+    results = _results(config, is_ids(per_row.labels)), Gradients(requested.per_row, requested.shared)
 
-    def differentiated(rows: PerRow, shared: Shared, cotangents: Cotangents) -> tuple[Evaluated, Gradients]:
-        evaluated, gradients = passes.differentiate(config.within(), rows, shared, cotangents, results[1])
+    def differentiated(per_row: PerRow, shared: Shared, cotangents: Cotangents) -> tuple[Evaluated, Gradients]:
+        evaluated, gradients = passes.differentiate(config.within(), per_row, shared, cotangents, results[1])
         own_axes = () if config.placement is None else config.placement.split_axes
 
         def added(gradient: Array, argument: Array) -> Array:
             return added_up(gradient, varying_axes(argument), own_axes)
 
-        return evaluated, Gradients(mapped(added, gradients.rows, rows), mapped(added, gradients.shared, shared))
+        return evaluated, Gradients(mapped(added, gradients.per_row, per_row), mapped(added, gradients.shared, shared))
 
-    return on_devices(config.placement, differentiated, (rows, shared, cotangents), results)
+    return on_devices(config.placement, differentiated, (per_row, shared, cotangents), results)
 
 
 def _results(config: Config, are_ids: bool) -> Any:
-    """What an `Evaluated` has None for, this has too."""
+    """An `Evaluated` with None where the result has None."""
     here: Any = ...
     return Evaluated(
         loss=here,

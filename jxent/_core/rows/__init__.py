@@ -1,1 +1,1 @@
-"""Rows of scores → what a loss needs to know of each row."""
+"""What the losses need to know of each row of scores."""

@@ -1,4 +1,4 @@
-"""Rows and their targets → the loss of each row, before its sample weight, and what else is asked for."""
+"""The loss of each row, before its sample weight, and its metrics, from logits and targets."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from jxent._core.targets import Targets
 
 
 def evaluate(logits: Array, targets: Targets, *, miss: bool = False, aux: bool = False, entropy: bool = False) -> Rows:
-    """The rows as far as the functions below need them: `miss` for `row_miss`, `aux` for `row_nll` and the top class."""
+    """Evaluates what the functions below need: `miss` for `row_miss`, `aux` for `row_nll` and `row_predicted`."""
     wanted = _wanted(targets, miss, aux)._replace(dot=entropy)
     if targets.entries is not None:
         return _of_entries(logits, targets, wanted)
@@ -26,14 +26,14 @@ def evaluate(logits: Array, targets: Targets, *, miss: bool = False, aux: bool =
 
 
 def log_probs_of_several(logits: Array, targets: Targets, entropy: bool) -> tuple[Array, Array | None]:
-    """Log p of K ids a row, `[…, K]`, and on demand the entropy. An id of −1 is a bad one, −2 one that does not count."""
+    """Log p of K ids per row, `[…, K]`, and optionally the entropy. An id of −1 is a bad one, −2 an ignored one."""
     config = Config(targets.axis, Wanted(top=True, dot=entropy), targets.vocab_axis_name, nll_of_top=True)
     rows = softmax_rows(config, logits, None, None, None, targets.where)
     return _log_probs_at(rows, logits, targets), rows.entropy
 
 
 def _of_entries(logits: Array, targets: Targets, wanted: Wanted) -> Rows:
-    """The rows, with what K entries of a distribution make of them for the label."""
+    """Evaluates rows whose label is a distribution of K entries."""
     config = Config(targets.axis, wanted._replace(top=True), targets.vocab_axis_name, nll_of_top=True)
     w = None if targets.smoothing is None else targets.class_weight
     rows = softmax_rows(config, logits, None, None, w, targets.where)
@@ -41,19 +41,21 @@ def _of_entries(logits: Array, targets: Targets, wanted: Wanted) -> Rows:
 
 
 def entry_rows(log_prob: Array, targets: Targets) -> dict[str, TargetRows]:
-    """Of log p at the ids, `[…, K]`."""
+    """The targets "label" and "plain" from log p at the ids, `[…, K]`."""
     entries, weight = targets.entries, targets.label_weight
     assert entries is not None
 
-    def of(t: Array) -> TargetRows:
+    def target_rows(t: Array) -> TargetRows:
         miss = jnp.sum(t * _miss_of_id(-log_prob), -1)
         return TargetRows(jnp.sum(t, -1), None, -jnp.sum(weighed_log(t, log_prob), -1), miss)
 
-    return {"label": of(entries if weight is None else weight * entries), "plain": of(entries)}
+    return {"label": target_rows(entries if weight is None else weight * entries), "plain": target_rows(entries)}
 
 
 def _log_probs_at(rows: Rows, logits: Array, targets: Targets) -> Array:
-    """Of the top class it is −nll, whose slope cancels nowhere; of another x − m − log1p(u), at a constant m."""
+    """Log p at the ids: −nll for the top class, whose slope does not cancel, and x − m − log1p(u), at constant m, for
+    others.
+    """
     axis, vocab_axis_name, where = targets.axis, targets.vocab_axis_name, targets.where
     own = own_ids(targets.labels, logits.shape[axis], vocab_axis_name)
     entry = entries_at(logits, own, axis).astype(rows.excess.dtype)
@@ -63,15 +65,15 @@ def _log_probs_at(rows: Rows, logits: Array, targets: Targets) -> Array:
         jnp.expand_dims(a, -1) for a in (rows.row_max, jnp.log1p(rows.excess), rows.nll, rows.top)
     )
     log_prob = jnp.where(targets.labels == top, -nll, entry - row_max - log_sum)
-    # A factor, since a NaN that is selected has no gradient.
+    # A factor, because a selected NaN has no gradient.
     log_prob = jnp.where(targets.labels == -1, jnp.nan, 1) * log_prob
-    counts = targets.labels > -2
-    counts = counts if where is None else counts & jnp.expand_dims(where, -1)
-    return jnp.where(counts, log_prob, 0)
+    is_kept = targets.labels > -2
+    is_kept = is_kept if where is None else is_kept & jnp.expand_dims(where, -1)
+    return jnp.where(is_kept, log_prob, 0)
 
 
 def _wanted(targets: Targets, miss: bool, aux: bool) -> Wanted:
-    """Without class weights, the label is its own plain target and the spread counts the live classes."""
+    """Without class weights, "label" also serves as "plain", and "spread" counts the live classes."""
     wanted: dict[str, tuple[str, ...]] = {}
     is_weighted = targets.class_weight is not None
     if not (targets.are_ids or targets.entries is not None):
@@ -83,7 +85,7 @@ def _wanted(targets: Targets, miss: bool, aux: bool) -> Wanted:
 
 
 def row_loss(rows: Rows, targets: Targets, z_loss: Array | None = None) -> Array:
-    """−Σ_c w_c q_c log p_c, with q smoothed, and z_loss · log_z²."""
+    """−Σ_c w_c q_c log p_c + z_loss · log_z², with q smoothed."""
     smoothing, sample_weight = targets.smoothing, targets.sample_weight
     label_weight = targets.label_weight if targets.are_ids else None
     rest: Any = None if smoothing is None else 1 - smoothing
@@ -99,7 +101,7 @@ def row_loss(rows: Rows, targets: Targets, z_loss: Array | None = None) -> Array
 
 
 def row_log_z(rows: Rows, targets: Targets) -> Array:
-    """Log Σ exp of the logits, 0 where masked."""
+    """Log Σ exp of the logits; 0 in masked rows."""
     log_z = state.log_z(rows.row_max, rows.excess)
     return log_z if targets.where is None else jnp.where(targets.where, log_z, 0)
 
@@ -113,7 +115,7 @@ def row_miss(rows: Rows, targets: Targets) -> Array:
 
 
 def row_predicted(rows: Rows, targets: Targets) -> Array:
-    """The class with the highest logit, the lowest such id on ties; `targets.no_class` where masked, NaN or all dead."""
+    """The lowest class with the highest logit; `targets.no_class` for rows that are masked, NaN or all dead."""
     assert rows.top is not None
     is_known = ~jnp.isnan(rows.excess) | (rows.row_max == jnp.inf)
     is_known = is_known if targets.where is None else is_known & targets.where
@@ -121,12 +123,12 @@ def row_predicted(rows: Rows, targets: Targets) -> Array:
 
 
 def row_nll(rows: Rows, targets: Targets) -> Array:
-    """−Σ_c q_c log p_c, without weights and smoothing. For metrics: not differentiated."""
+    """−Σ_c q_c log p_c, without weights and smoothing. A metric, not differentiated."""
     return jax.lax.stop_gradient(rows.nll if targets.are_ids else _plain(rows, targets).loss)
 
 
 def row_mass(rows: Rows, targets: Targets) -> Array | None:
-    """What each row counts in a mean, its sample weight apart: w_y for ids, else Σ_c w_c q_c. None is 1."""
+    """The weight of each row in a mean, without its sample weight: w_y for ids, else Σ_c w_c q_c. None is 1."""
     return targets.label_weight if targets.are_ids else rows.targets["label"].mass
 
 
@@ -135,7 +137,7 @@ def _plain(rows: Rows, targets: Targets) -> Any:
 
 
 def _live_share(rows: Rows) -> Array:
-    """The number of live classes times `SHARE`, or one of them where the row is masked."""
+    """The number of live classes times `SHARE`; `SHARE` itself if the row is masked."""
     live = rows.targets.get("live", rows.targets["spread"]).mass
     return jnp.maximum(live, SHARE)
 
@@ -145,7 +147,7 @@ def _miss_of_id(nll: Array) -> Array:
     return -jnp.expm1(-nll)
 
 
-# jax's own rule is 1 + expm1(−nll), which is 0 from a loss of 17 on in float32.
+# jax's own rule is 1 + expm1(−nll), which in float32 is 0 for losses of 17 and more.
 def _miss_of_id_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (nll,), (d_nll,) = primals, tangents
     return _miss_of_id(nll), jnp.exp(-nll) * d_nll

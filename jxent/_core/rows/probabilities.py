@@ -1,12 +1,12 @@
-"""Rows of probabilities or log-probabilities → −Σ t log p of their targets t, as `rule` makes it of logits.
+"""−Σ t log p of each row's targets t, from probabilities or log-probabilities; `rule` does the same from logits.
 
-Log-probabilities are logits whose log_z is 0, so those above −inf are live. Of probabilities all classes are live, and their
-logarithm is clamped:
+Log-probabilities are logits whose log_z is 0, and their live classes are those above −inf. For probabilities all
+classes are live, and the logarithm is clamped:
 
     clamped_log(p) = max(log p, −100),        slope 1 / max(p, 1e-12)
 
-It is finite and keeps a slope at p = 0, where the value has none, so that training can recover. An id that is not smoothed
-reads one entry of its row, whatever the others hold.
+It is finite, and keeps a gradient at p = 0, so training can recover. For an id without smoothing only one entry of the
+row is read.
 """
 
 from dataclasses import dataclass
@@ -42,19 +42,19 @@ class _Config:
 
 
 def probability_rows(scores: Array, targets: Targets, *, are_probs: bool) -> Rows:
-    """The rows as far as `losses.row_loss` and `losses.row_mass` need them."""
+    """Evaluates what `losses.row_loss` and `losses.row_mass` need."""
     labels, axis, smoothing, where = targets.labels, targets.axis, targets.smoothing, targets.where
     of_label, of_spread = [targets.label_weight if targets.are_ids else None], []
     wanted = {} if is_ids(labels) else {"label": ("dot",)}
     if smoothing is not None:
         wanted |= {"spread": ("dot",)} | ({} if targets.class_weight is None else {"live": ()})
-        # The class of an id gets both slopes one by one, which must not overflow together.
+        # The class of an id gets both slopes, one after the other, and their sum must not overflow either.
         both = 2 if targets.are_ids else 1
         of_label.append(both * (1 - smoothing))
         of_spread.append(both * smoothing / (scores.shape[axis] * SHARE))
     ones = jnp.ones(row_shape(scores, axis), compute_dtype(scores.dtype))
     weights = {
-        name: lax.stop_gradient(_counted(scaled(ones, targets.sample_weight, *factors), where))
+        name: lax.stop_gradient(_masked(scaled(ones, targets.sample_weight, *factors), where))
         for name, factors in (("label", of_label), ("spread", of_spread))
     }
     nll = _nll(axis, are_probs, scores, labels, where, weights["label"]) if targets.are_ids else None
@@ -80,17 +80,17 @@ def _nll(axis: int, are_probs: bool, scores: Array, ids: Array, where: Array | N
     entry = _entry(scores, ids, axis).astype(weight.dtype)
     entry = entry if where is None else jnp.where(where, entry, 1)
     entry = _checked(entry, are_probs)
-    return _counted(-clamped_log(entry, lowest_divisor(weight, scores.dtype)) if are_probs else -entry, where)
+    return _masked(-clamped_log(entry, lowest_divisor(weight, scores.dtype)) if are_probs else -entry, where)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _entry(x: Array, ids: Array, axis: int) -> Array:
-    """`x` at the ids of the row shape, NaN at a negative one."""
+    """`x` at the ids, of the row shape; NaN for a negative id."""
     return jnp.where(ids < 0, jnp.nan, entry_at(x, ids, axis))
 
 
-# A select by compared ids, whose transpose writes the gradient once. That of a gather is a scatter, which a mesh with a
-# split class axis refuses. A bad id has no entry: its slope, which is NaN, goes to the whole row.
+# Selects by comparing ids, so that the transpose writes the gradient once. A gather would transpose to a scatter, which
+# a mesh with a split class axis refuses. A bad id has no entry, so its NaN slope goes to the whole row.
 def _entry_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, ids), (d_x, _) = primals, tangents
     y = jnp.expand_dims(ids, axis)
@@ -102,25 +102,25 @@ _entry.defjvp(_entry_jvp)
 
 
 def _log_probs_at(scores: Array, targets: Targets, entries: Array, weight: Array, are_probs: bool) -> Array:
-    """Of K ids a row, `[…, K]`."""
+    """Log p at K ids per row, `[…, K]`."""
     where = None if targets.where is None else targets.where[..., None]
     entry = _entries(scores, targets.labels, targets.axis).astype(weight.dtype)
     entry = _checked(entry if where is None else jnp.where(where, entry, 1), are_probs)
     if not are_probs:
-        return _counted(entry, where)
-    # An id may come K times, and then the slopes add up.
+        return _masked(entry, where)
+    # An id may occur K times, and its slopes add up.
     coefficient = entry.shape[-1] * jnp.abs(entries if targets.label_weight is None else entries * targets.label_weight)
     lowest = lowest_divisor(jnp.max(coefficient, -1, keepdims=True) * weight[..., None], scores.dtype)
-    return _counted(clamped_log(entry, lowest), where)
+    return _masked(clamped_log(entry, lowest), where)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _entries(x: Array, ids: Array, axis: int) -> Array:
-    """`x` at K ids a row, `[…, K]`; NaN at a negative one."""
+    """`x` at K ids per row, `[…, K]`; NaN for a negative id."""
     return jnp.where(ids < 0, jnp.nan, entries_at(x, ids, axis))
 
 
-# A bad id has no entry: its slope, which is NaN, goes to the whole row.
+# A bad id has no entry, so its NaN slope goes to the whole row.
 def _entries_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, ids), (d_x, _) = primals, tangents
     poison = jnp.where(jnp.any(ids < 0, -1), jnp.nan, 0).astype(x.dtype)
@@ -133,7 +133,7 @@ _entries.defjvp(_entries_jvp)
 def _target_values(
     config: _Config, scores: Array, q: Array | None, w: Array | None, where: Array | None, _: Any
 ) -> dict[str, TargetRows]:
-    """As `_target_rows`, for XLA:CPU from the sums in `cpu`: it would write out arrays of what is selected."""
+    """As `_target_rows`, but on the CPU from the sums in `cpu`, because XLA:CPU would materialise selected arrays."""
 
     def on_cpu(scores: Array, q: Array | None, w: Array | None) -> dict[str, TargetState]:
         row_max = jnp.zeros(row_shape(scores, config.axis), compute_dtype(scores.dtype))
@@ -149,9 +149,9 @@ def _target_values(
 
 
 def _clamped_dot(o: Operands, axis: int, target: Any) -> Array:
-    """The numbers are no constants, of which XLA:CPU would make arrays for two sums to share."""
+    """Uses multiples of `one`, because XLA:CPU would make arrays of constants to share between two sums."""
     p, zero = o.logits.astype(o.one.dtype), 0 * o.one
-    known = jnp.maximum(jnp.minimum(zero, p + ROUNDING * o.one), p)  # below 0 only where farther than by rounding
+    known = jnp.maximum(jnp.minimum(zero, p + ROUNDING * o.one), p)  # below 0 only by more than rounding
     return target(o, axis) * (jnp.maximum(LOWEST_LOG * o.one, jnp.log(known)) + zero * p)
 
 
@@ -159,15 +159,15 @@ def _clamped_dot(o: Operands, axis: int, target: Any) -> Array:
 def _target_rows(
     config: _Config, scores: Array, q: Array | None, w: Array | None, where: Array | None, weights: dict[str, Array]
 ) -> dict[str, TargetRows]:
-    """The wanted targets of every row; `weights` are what multiplies them, for `lowest_divisor`. The other arguments are
-    those of `rule.softmax_rows`.
+    """The wanted targets of every row; `weights` are the factors on them, for `lowest_divisor`. The other arguments are
+    as in `rule.softmax_rows`.
     """
     return _rows_of(_states(config, scores, q, w, where, weights), where)
 
 
 def _rows_of(states: dict[str, TargetState], where: Array | None) -> dict[str, TargetRows]:
     rows = {name: TargetRows(t.mass, None, None if t.dot is None else -t.dot, None) for name, t in states.items()}
-    return jax.tree.map(lambda field: _counted(field, where), rows)
+    return jax.tree.map(lambda field: _masked(field, where), rows)
 
 
 def _states(
@@ -194,17 +194,19 @@ def _states(
 
 
 def _checked(x: Array, are_probs: bool) -> Array:
-    """`x`, and NaN where it is no probability or no logarithm of one, in the derivative too."""
+    """`x`, or NaN where it is not a probability or the logarithm of one, in value and derivative."""
     poison = jnp.sqrt(x + ROUNDING) if are_probs else jnp.maximum(jnp.finfo(x.dtype).min, x)
     return x * (1 + 0 * lax.stop_gradient(poison))
 
 
-def _counted(of_row: Array, where: Array | None) -> Array:
-    return of_row if where is None else jnp.where(where, of_row, 0)
+def _masked(per_row: Array, where: Array | None) -> Array:
+    return per_row if where is None else jnp.where(where, per_row, 0)
 
 
 def lowest_divisor(coefficient: Array | int, dtype: Any) -> Array | float:
-    """From where down the slope of clamped_log is constant, lest it overflow `dtype` when multiplied by `coefficient`."""
+    """The p below which the slope of clamped_log is constant, so that the slope times `coefficient` does not overflow
+    `dtype`.
+    """
     largest = float(jnp.finfo(dtype).max)
     if largest * _LOWEST_PROB > 1:
         return _LOWEST_PROB

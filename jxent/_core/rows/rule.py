@@ -1,4 +1,4 @@
-"""Rows of logits → what a loss needs to know about each row, with one derivative rule that cancels nowhere."""
+"""Evaluates rows of logits, with one derivative rule in which nothing cancels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +15,11 @@ from jxent._core.shards import VocabAxis, aligned, along, class_ids, own_ids, su
 
 
 class TargetRows(NamedTuple):
-    """What a target makes of each row; all but the mass may be None.
+    """What follows from one target in each row; all but the mass may be None.
 
     Attributes:
         mass: T = Σ t.
-        below: B = Σ t below the maximum where that has p > 1/2 (u < 1), else 0.
+        below: B = Σ t below the maximum if that has p > 1/2 (u < 1), else 0.
         loss: −Σ t log p.
         miss: Σ t·(1 − p).
     """
@@ -31,10 +31,11 @@ class TargetRows(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What is known of each row: the row shape and, but for `top`, the compute dtype; 0 in masked rows, but for `row_max`.
+    """The evaluated rows: arrays of the row shape, in the compute dtype except `top`; 0 in masked rows except
+    `row_max`.
 
     Attributes:
-        row_max: m. A constant under differentiation: it cancels in whatever is computed from it.
+        row_max: m. A constant under differentiation, because it cancels in everything computed from it.
         excess: u.
         dot: e, or None.
         entropy: −Σ p log p, or None.
@@ -53,7 +54,7 @@ class Rows(NamedTuple):
 
 
 class Config(NamedTuple):
-    """What is known when the program is traced. With `nll_of_top`, which wants i, the top class stands for the id."""
+    """The static options. With `nll_of_top`, which needs i, the top class takes the place of the id."""
 
     axis: int
     wanted: Wanted
@@ -68,13 +69,14 @@ def softmax_rows(
     """Evaluates every row of `logits`.
 
     Args:
-        config: the class axis, what to make of the rows, and the axes of a `shard_map` that split the classes, over which
-            `logits` varies: V is then what one device holds, and ids and the result are of the whole, the same everywhere.
+        config: the class axis, what to compute, and the axes of a `shard_map` that split the classes. `logits` varies
+            over those axes, V is the number of classes on one device, ids are global, and the result is the same on
+            each device.
         logits: floating, `[..., V, ...]`. Never copied whole to another dtype.
-        ids: int32 of the row shape, where a negative one is a bad id (NaN loss and gradient); or None.
-        q: a distribution, floating, of the shape of `logits`; or None.
-        w: class weights `[V]` in the compute dtype, which targets take in (the nll of an id does not); or None.
-        where: bool of the row shape; rows that are False are 0 in value and gradient whatever they hold.
+        ids: int32 of the row shape, where a negative id is a bad one (NaN loss and gradient); or None.
+        q: a distribution, floating, shaped like `logits`; or None.
+        w: class weights `[V]` in the compute dtype, which apply to the targets but not to the nll of an id; or None.
+        where: bool of the row shape; rows where it is False are 0 in value and gradient, whatever they hold.
     """
     return _forward(config, logits, ids, q, w, where)
 
@@ -83,17 +85,17 @@ def softmax_rows(
 #
 #   ∂u/∂x_c = exp(d_c)     ∂nll/∂x_c = p_c − [c = y]     ∂loss/∂x_c = T·p_c − t_c     ∂loss/∂t_c = log1p(u) − d_c
 #
-# The two slopes in the middle cancel as p → 1: `state` has the forms that do not. The rule calls `softmax_rows` for its
-# primal, so it is itself differentiable to any order, and the tangent map runs under `jax.checkpoint`: reverse mode keeps
-# its inputs and the O(N) `rows`, and remakes the [N, V] softmax on the way back. What is summed over the classes is linear
-# in a tangent, so that the transpose is elementwise and sums nothing.
+# The two slopes in the middle cancel as p → 1: `state` has forms that do not. The rule calls `softmax_rows` for its
+# primal, so it is itself differentiable to any order. The tangent map runs under `jax.checkpoint`: reverse mode keeps
+# its inputs and the O(N) `rows`, and recomputes the [N, V] softmax in the backward pass. The sums over the classes are
+# linear in a tangent, so the transpose is elementwise and sums nothing.
 def _softmax_rows_jvp(config: Config, primals: Any, tangents: Any) -> tuple[Rows, Rows]:
     rows = softmax_rows(config, *primals)
     if config.nll_of_top:
         primals = primals[0], rows.top, *primals[2:]
-    moving = (None if isinstance(tangents[i], SymbolicZero) else tangents[i] for i in (0, 2, 3))
+    perturbed = (None if isinstance(tangents[i], SymbolicZero) else tangents[i] for i in (0, 2, 3))
     tangent_map = jax.checkpoint(partial(_tangents, config), prevent_cse=False)
-    d_rows = tangent_map(rows._replace(top=None), *primals, *moving)
+    d_rows = tangent_map(rows._replace(top=None), *primals, *perturbed)
     return rows, d_rows._replace(top=None if rows.top is None else zero_from_primal(rows.top, symbolic_zeros=True))
 
 
@@ -116,7 +118,7 @@ def _forward(
         entry = jnp.where(own < 0, 0, entry)
     whole, entry = state.merged_over(part, entry, logits.shape[axis], vocab_axis_name)
     targets, u, dot, m, top = whole
-    u = jnp.where(jnp.isfinite(m), u, jnp.nan)  # +inf, and no live class
+    u = jnp.where(jnp.isfinite(m), u, jnp.nan)  # a maximum of +inf, or no live class
     entropy = None if dot is None else state.entropy(u, dot)
     nll = jnp.log1p(u) if nll_of_top else None
     if ids is not None:
@@ -144,23 +146,23 @@ def _tangents(
     d_q: Array | None,
     d_w: Array | None,
 ) -> Rows:
-    """The tangents of `rows`: linear in the last three arguments, of which None stands for zero."""
+    """The tangents of `rows`: linear in the last three arguments, where None stands for zero."""
     axis, wanted, vocab_axis_name, _ = config
     rows, logits = cpu.apart(wanted, axis, rows, logits)
     rows, mask = jax.tree.map(lambda field: jnp.expand_dims(field, axis), (rows, where))
     u, zero = rows.excess, jnp.zeros_like(rows.excess)
 
-    def counted(values: Array, fill: float = 0) -> Array:
+    def masked(values: Array, fill: float = 0) -> Array:
         values = values.astype(u.dtype)
         return values if mask is None else jnp.where(mask, values, fill)
 
-    # A masked row is one of dead classes with targets of 0, so that its slopes are exactly 0.
-    x = counted(logits, -jnp.inf)
-    d = counted(logits.astype(u.dtype) - rows.row_max, -jnp.inf)
+    # A masked row becomes one of dead classes with targets of 0, so that its slopes are exactly 0.
+    x = masked(logits, -jnp.inf)
+    d = masked(logits.astype(u.dtype) - rows.row_max, -jnp.inf)
     exp_d = _exp(logits.astype(u.dtype) - rows.row_max, mask)
 
     def targets_of(q: Array | None, w: Array | None) -> dict[str, Array]:
-        q, w = None if q is None else counted(q), None if w is None else counted(along(w, x.ndim, axis))
+        q, w = None if q is None else masked(q), None if w is None else masked(along(w, x.ndim, axis))
         return state.dense_targets(wanted, x, q, w)
 
     def total(slope: Array, tangent: Array | None) -> Array:
@@ -186,11 +188,11 @@ def _tangents(
 
 @jax.custom_jvp
 def _exp(d: Array, mask: Array | None) -> Array:
-    """exp(d), and 0 in masked rows. Selected after the exp, so that XLA:CPU may share that with the sum of u."""
+    """exp(d), or 0 in masked rows. Selects after the exp, so that XLA:CPU can share it with the sum of u."""
     return jnp.exp(d) if mask is None else jnp.where(mask, jnp.exp(d), 0)
 
 
-# Of a masked row's d, which may be NaN, nothing is to reach a second derivative.
+# This rule keeps the d of a masked row, which may be NaN, out of second derivatives.
 def _exp_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     exp_d, (d_d, _) = _exp(*primals), tangents
     return exp_d, exp_d * d_d
@@ -208,14 +210,14 @@ def _target_tangents(
     v: Array | None,
     d_t: Array | None,
 ) -> TargetRows:
-    """For one target `t`: `v` is the tangent of the logits, `d_t` that of the target."""
+    """Tangents for one target `t`. `v`: tangent of the logits. `d_t`: tangent of the target."""
     loss = miss = None
     has_below = rows.below is not None
     below = jnp.where(u < 1, total((d < 0).astype(d.dtype), d_t), 0) if has_below else None
     if rows.loss is not None:
         loss = total(state.target_slope(d, u, rows.mass, rows.below, t), v)
         if d_t is not None:
-            # 0 · log 0 = 0. Elsewhere −log 0 is inf, in two factors: a cotangent of 0 must stay 0.
+            # 0 · log 0 = 0. Elsewhere −log 0 is inf; applied as two finite factors, so that a cotangent of 0 stays 0.
             is_dead, huge = d == -jnp.inf, jnp.finfo(d.dtype).max
             surprise = jnp.where(is_dead & (t == 0), 0, jnp.log1p(u) - jnp.maximum(d, -huge))
             loss = loss + total(surprise, jnp.where(is_dead & (t != 0), huge, 1) * d_t)
@@ -226,12 +228,12 @@ def _target_tangents(
 
 
 def _jvp_by_some(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """`jax.jvp` where a tangent may be None for zero; None for all of the result's where all are."""
-    moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
-    if not moving:
+    """`jax.jvp`, but a tangent may be None for zero; if all are None, so is the tangent of the result."""
+    perturbed = [i for i, tangent in enumerate(tangents) if tangent is not None]
+    if not perturbed:
         return f(*primals), None
 
-    def of_moving(*values: Array) -> Any:
-        return f(*(values[moving.index(i)] if i in moving else primal for i, primal in enumerate(primals)))
+    def of_perturbed(*values: Array) -> Any:
+        return f(*(values[perturbed.index(i)] if i in perturbed else primal for i, primal in enumerate(primals)))
 
-    return jax.jvp(of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))
+    return jax.jvp(of_perturbed, tuple(primals[i] for i in perturbed), tuple(tangents[i] for i in perturbed))

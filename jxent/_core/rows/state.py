@@ -1,12 +1,12 @@
-"""The state of a row: the few numbers that one associative step reduces a row of logits to, in one pass.
+"""The state of a row: a few numbers, to which one associative step reduces its logits in one pass.
 
-A row, or any part of one, is known by its maximum `m` and, with `d = x − m ≤ 0`, by
+A row, or any part of one, is described by its maximum `m` and, with `d = x − m ≤ 0`, by
 
     u = Σ exp(d) − 1, formed without the maximum's own 1        e = Σ exp(d)·d        i = the lowest id at the maximum
     for each target t:    T = Σ t    D = Σ t·d    B = Σ t below the maximum    C = Σ t·(1 − exp(d))
 
-The accuracy of this library rests on `u` being formed, never subtracted: a confident row's Σ exp(d) = 1 + 4e-9 rounds to
-1, which loses the loss of exactly the rows that are learned best. Two parts make one by `merge`, and nothing in it
+This library is accurate because `u` is formed and never subtracted: for a confident row, Σ exp(d) = 1 + 4e-9 rounds to
+1, which loses the loss of exactly those rows that were learned best. `merge` combines two parts, and nothing in it
 cancels. The same step reduces the classes of a row and merges the parts that devices hold.
 """
 
@@ -20,13 +20,13 @@ from jax import Array, lax
 from jxent._core.dtypes import compute_dtype
 from jxent._core.shards import VocabAxis, along, entry_at, summed
 
-# The share of each live class in `spread` and `live`, so that a sum of V times `finfo.min` does not overflow on the way
-# to its mean.
+# Each live class counts this much in `spread` and `live`, so that a sum of V times `finfo.min` does not overflow before
+# it becomes a mean.
 SHARE = 2.0**-24
 
 
 class TargetState(NamedTuple):
-    """C, B, D and T of a target; None for what is not wanted."""
+    """C, B, D and T of a target; a field is None if not wanted."""
 
     missed: Any = None
     below: Any = None
@@ -34,10 +34,10 @@ class TargetState(NamedTuple):
     mass: Any = None
 
 
-# The order of the fields is that of the operands of the reduction. With the targets behind m and u, the compiler for TPU
-# v5e (libtpu 0.0.44) cuts bfloat16 rows of some vocabularies into slivers, at 60 times the cycles.
+# The fields are in the order of the reduction's operands. With the targets after m and u, the compiler for TPU v5e
+# (libtpu 0.0.44) cuts bfloat16 rows of some vocabularies into slivers, at 60 times the cycles.
 class RowState(NamedTuple):
-    """The targets by name, u, e, m and i; None for what is not wanted."""
+    """The targets by name, u, e, m and i; a field is None if not wanted."""
 
     targets: dict[str, TargetState]
     excess: Any
@@ -47,7 +47,7 @@ class RowState(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What to make of a row: each target with the fields it is to have beside its mass, and whether i and e."""
+    """What to compute for a row: the targets, each with its fields besides the mass, and whether to compute i and e."""
 
     targets: tuple[tuple[str, tuple[str, ...]], ...] = ()
     top: bool = False
@@ -55,7 +55,7 @@ class Wanted(NamedTuple):
 
 
 def dense_targets(wanted: Wanted, x: Array, q: Array | None, w: Array | None) -> dict[str, Array]:
-    """The wanted targets, of the shape of `x`: label t = w·q, plain t = q, spread t = w and live t = 1, the last two over
+    """The wanted targets, shaped like `x`: label t = w·q, plain t = q, spread t = w and live t = 1, the last two over
     the live classes (those above −inf). `w` broadcasts against `x`; None is 1.
     """
     is_live, one = x > -jnp.inf, jnp.full_like(x, SHARE)
@@ -68,7 +68,7 @@ def dense_targets(wanted: Wanted, x: Array, q: Array | None, w: Array | None) ->
 def row_state(
     wanted: Wanted, axis: int, logits: Array, ids: Array | None, q: Array | None, w: Array | None
 ) -> tuple[RowState, Array | None]:
-    """The state of each row, and the logit at its id (anything where that is negative): one reduction over the classes.
+    """The state of each row, and the logit at its id (arbitrary if the id is negative): one reduction over the classes.
 
     Everything is computed and returned in `compute_dtype(logits.dtype)`; `q` has the shape of `logits`, `w` is `[V]`.
     """
@@ -91,11 +91,11 @@ def row_state(
 
 
 def merge(a: RowState, b: RowState) -> RowState:
-    """Two parts make one: the part with the higher maximum as it is, and the other one as it is seen from there."""
+    """Combines two parts: the one with the higher maximum as it is, the other rescaled to that maximum."""
     first = a.row_max >= b.row_max
     hi: RowState = jax.tree.map(partial(jnp.where, first), a, b)
     lo: RowState = jax.tree.map(partial(jnp.where, first), b, a)
-    # Two −inf are equal too; their difference is NaN. Where a maximum is NaN so is the gap, and all that follows.
+    # For two −inf the difference would be NaN, but they are equal. A NaN maximum makes the gap and all the rest NaN.
     equal = hi.row_max == lo.row_max
     targets, excess, dot = jax.tree.map(jnp.add, hi[:3], lowered(lo, jnp.where(equal, 0, hi.row_max - lo.row_max)))
     top = None if hi.top is None else jnp.where(equal, jnp.minimum(hi.top, lo.top), hi.top)
@@ -103,44 +103,45 @@ def merge(a: RowState, b: RowState) -> RowState:
 
 
 def lowered(part: RowState, gap: Array) -> tuple[Any, ...]:
-    """The targets, 1 + u and e of a part as they are seen from a maximum that lies `gap` ≥ 0 above its own."""
+    """The targets, 1 + u and e of a part, rescaled to a maximum that is `gap` ≥ 0 above its own."""
     scale, total = jnp.exp(-gap), 1 + part.excess
 
-    def of(t: TargetState) -> TargetState:
+    def rescaled(t: TargetState) -> TargetState:
         missed = None if t.missed is None else scale * t.missed - jnp.expm1(-gap) * t.mass
         below = None if t.below is None else jnp.where(gap > 0, t.mass, t.below)
         dot = None if t.dot is None else t.dot - jnp.where(t.mass == 0, 0, gap * t.mass)  # 0 · log 0 = 0
         return TargetState(missed, below, dot, t.mass)
 
     dot = None if part.dot is None else jnp.where(scale == 0, 0, scale * (part.dot - gap * total))
-    return {name: of(t) for name, t in part.targets.items()}, scale * total, dot
+    return {name: rescaled(t) for name, t in part.targets.items()}, scale * total, dot
 
 
 def merged_over(
     state: RowState, entry: Array | None, num_classes: Any, axis_name: VocabAxis
 ) -> tuple[RowState, Array | None]:
-    """The states of rows whose classes the devices of `axis_name` share, by the same step from those of their parts; and
-    the logit at the id, `entry` being 0 on devices that do not have it.
+    """Merges the states of the parts of each row that the devices of `axis_name` hold. Also sums `entry`, the logit at
+    the id, which is 0 on devices that do not have that class.
     """
     if axis_name is None:
         return state, entry
     row_max = lax.pmax(state.row_max, axis_name)
-    is_highest = state.row_max == row_max
-    seen = lowered(state, jnp.where(is_highest, 0, row_max - state.row_max))
-    sums = jax.tree.map(partial(jnp.where, is_highest), state[:3], seen)
-    # B is summed apart, so that what only a derivative needs is dropped where there is none.
+    holds_max = state.row_max == row_max
+    seen = lowered(state, jnp.where(holds_max, 0, row_max - state.row_max))
+    sums = jax.tree.map(partial(jnp.where, holds_max), state[:3], seen)
+    # B gets its own sum, so that XLA can drop it when no derivative is taken.
     below = summed({name: t.below for name, t in sums[0].items()}, axis_name)
     sums = {name: t._replace(below=None) for name, t in sums[0].items()}, *sums[1:]
-    (targets, excess, dot), num_highest, entry = summed((sums, is_highest.astype(row_max.dtype), entry), axis_name)
+    (targets, excess, dot), num_holding, entry = summed((sums, holds_max.astype(row_max.dtype), entry), axis_name)
     targets = {name: t._replace(below=below[name]) for name, t in targets.items()}
     top = state.top
     if top is not None:
-        of_all = lax.axis_index(axis_name) * num_classes + top
-        top = lax.pmin(jnp.where(is_highest, of_all, jnp.iinfo(jnp.int32).max), axis_name)
-    return RowState(targets, excess + (num_highest - 1), dot, row_max, top), entry
+        global_top = lax.axis_index(axis_name) * num_classes + top
+        top = lax.pmin(jnp.where(holds_max, global_top, jnp.iinfo(jnp.int32).max), axis_name)
+    return RowState(targets, excess + (num_holding - 1), dot, row_max, top), entry
 
 
-# What follows from a state. Each slope is the derivative by x with `d` and `t` of one class; the other arguments are of its row.
+# What follows from a state. The slopes are derivatives with respect to the logit of one class: `d` and `t` belong to
+# that class, the other arguments to its row.
 
 
 def log_z(row_max: Array, excess: Array) -> Array:
@@ -148,7 +149,7 @@ def log_z(row_max: Array, excess: Array) -> Array:
 
 
 def entropy(excess: Array, dot: Array) -> Array:
-    """−Σ p log p: two terms, neither below 0."""
+    """−Σ p log p: a sum of two terms, neither negative."""
     return jnp.log1p(excess) - dot / (1 + excess)
 
 
@@ -173,26 +174,26 @@ def prob(d: Array, excess: Array) -> Array:
 
 
 def miss(d: Array, excess: Array) -> Array:
-    """1 − p: at a maximum u / (1 + u), and nowhere a difference of nearly equal numbers, since u ≥ exp(d) elsewhere."""
+    """1 − p: u / (1 + u) at a maximum. Elsewhere u ≥ exp(d), so this subtracts no nearly equal numbers."""
     return (excess - jnp.expm1(d)) / (1 + excess)
 
 
 def id_slope(exp_d: Array, excess: Array, nll: Array, is_id: Array) -> Array:
-    """Of −log p of one class: p, and at that class p − 1."""
+    """Slope of −log p of one class: p, or p − 1 at that class."""
     return jnp.where(is_id, jnp.expm1(-nll), exp_d / (1 + excess))
 
 
 def target_slope(d: Array, excess: Array, mass: Array, below: Array, t: Array) -> Array:
-    """Of −Σ t log p: T·p − t, rewritten as B − T·(1 − p) at a maximum with p > 1/2: there t may be near T·p, and with a
-    smaller p it is the rewritten form that cancels.
+    """Slope of −Σ t log p: T·p − t, or B − T·(1 − p) at a maximum with p > 1/2, where t may be close to T·p. With a
+    smaller p the second form would cancel.
     """
     is_top = (d == 0) & (excess < 1)
     return jnp.where(is_top, below - mass * miss(d, excess), mass * prob(d, excess) - t)
 
 
 def miss_slope(d: Array, excess: Array, mass: Array, below: Array, missed: Array, t: Array) -> Array:
-    """Of s = Σ t·(1 − p): p·Σ t·p − t·p, which is what `target_slope` makes of the target t·p, with its T = T − s and its
-    B = B − (s − t·(1 − p)) at the top class.
+    """Slope of s = Σ t·(1 − p): p·Σ t·p − t·p. This is `target_slope` of the target t·p, with T = T − s and, at the top
+    class, B = B − (s − t·(1 − p)).
     """
     hit_below = below - (missed - (mass - below) * miss(d, excess))
     return target_slope(d, excess, mass - missed, hit_below, t * prob(d, excess))

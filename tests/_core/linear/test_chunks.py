@@ -8,10 +8,10 @@ import pytest
 from jxent._core.linear.chunks import (
     ChunkPlan,
     Extent,
-    counted_first,
-    map_counted,
+    map_unmasked,
     plan_chunks,
-    plan_counted,
+    plan_unmasked,
+    unmasked_first,
 )
 
 
@@ -55,8 +55,8 @@ def test_devices_that_share_a_chunk_take_as_many_rows_each():
 def test_chunk_size_overrules(kind):
     assert plan_chunks(extent(100, kind=kind), 30) == ChunkPlan(3, 30, 10)
     assert plan_chunks(extent(100, kind=kind), 1000) == ChunkPlan(1, 100)
-    assert plan_counted(extent(100, kind=kind), 30) == ChunkPlan(4, 25)
-    assert plan_counted(extent(100, num_blocks=4, kind=kind), 30) == ChunkPlan(4, 4 * 7)
+    assert plan_unmasked(extent(100, kind=kind), 30) == ChunkPlan(4, 25)
+    assert plan_unmasked(extent(100, num_blocks=4, kind=kind), 30) == ChunkPlan(4, 4 * 7)
 
 
 def test_a_symbolic_number_of_rows_keeps_to_what_the_logits_may_take():
@@ -67,12 +67,12 @@ def test_a_symbolic_number_of_rows_keeps_to_what_the_logits_may_take():
 
 
 def test_masked_rows_are_cut_finer():
-    assert plan_counted(extent(4096, 30000, 384), None) == ChunkPlan(16, 256)
-    assert plan_counted(extent(8192, kind="TPU v6 lite"), None) == ChunkPlan(4, 2048)
+    assert plan_unmasked(extent(4096, 30000, 384), None) == ChunkPlan(16, 256)
+    assert plan_unmasked(extent(8192, kind="TPU v6 lite"), None) == ChunkPlan(4, 2048)
     # No finer than is worth it.
-    assert plan_counted(extent(512, 30000, 384), None) == ChunkPlan(4, 128)
-    assert plan_counted(extent(100, 30000, 384), None) == ChunkPlan(1, 100)
-    assert plan_counted(extent(2048, kind="TPU v6 lite"), None) == ChunkPlan(2, 1024)
+    assert plan_unmasked(extent(512, 30000, 384), None) == ChunkPlan(4, 128)
+    assert plan_unmasked(extent(100, 30000, 384), None) == ChunkPlan(1, 100)
+    assert plan_unmasked(extent(2048, kind="TPU v6 lite"), None) == ChunkPlan(2, 1024)
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 4])
@@ -88,7 +88,7 @@ def test_only_chunks_with_rows_that_count_are_run(rng, mask, size, num_blocks):
         "block": np.arange(n) < 7,
     }[mask]
     x = jnp.arange(1.0, n + 1)
-    plan = plan_counted(extent(n, num_blocks=num_blocks), size)
+    plan = plan_unmasked(extent(n, num_blocks=num_blocks), size)
     ran = []
 
     def f(chunk):
@@ -99,7 +99,7 @@ def test_only_chunks_with_rows_that_count_are_run(rng, mask, size, num_blocks):
 
     @jax.jit
     def mapped(x, where):
-        return map_counted(f, (x, where), plan, counted_first(where, plan, num_blocks, is_shared=False))
+        return map_unmasked(f, (x, where), plan, unmasked_first(where, plan, num_blocks, is_shared=False))
 
     per_row, total = mapped(x, where)
     jax.effects_barrier()
