@@ -21,8 +21,9 @@ from jxent._core.signatures import ArrayLike, Scalar
 class Mean(NamedTuple):
     """A weighted mean before its division: `total / weight`.
 
-    Averaging the means of unequal parts does not give the mean of the whole; adding these pairs does. Differentiate
-    `total`; add `total`, `weight` and the gradients over microbatches, devices and hosts; divide once.
+    Averaging the means of unequal parts does not give the mean of the whole; adding these pairs does. Over microbatches,
+    differentiate `total`, add `total`, `weight` and the gradients, and divide once. Over devices, see the guide "Masks,
+    weights and the right mean": in a `shard_map`, jax itself adds up the gradient of a parameter that all devices share.
 
     A pytree of two arrays of equal shape and dtype. `+` adds two of them field by field, and accepts the 0 that `sum`
     starts from.

@@ -1,16 +1,16 @@
-"""Rows of a student's and a teacher's logits → the divergence of the two softmaxes, in a form that does not cancel.
+"""The divergence of a student's softmax from a teacher's, row by row, in a form that does not cancel.
 
-With t and s the probabilities of teacher and student, r = log(s/t) of each class, and
+Let t and s be the probabilities of teacher and student, r = log(s/t) for each class, and
 
     φ(p, q) = q − p + p·log(p/q) ≥ 0        = p·f(log(q/p)),        f(r) = expm1(r) − r
 
-every divergence here is a sum of φ over the classes, since what φ adds to p·log(p/q) sums to 0:
+Every divergence here is a sum of φ over the classes, since the q − p that φ adds to p·log(p/q) sums to 0:
 
     KL(t‖s) = Σ φ(t, s)        KL(s‖t) = Σ φ(s, t)        JSD_β = Σ β·φ(t, m) + (1−β)·φ(s, m),    m = β·t + (1−β)·s
 
-Near t = s, Σ t·log(t/s) is a sum of terms of first order and both signs, which cancel to second order. No φ is negative, and
-an error ε of log z, which shifts every r, adds ε²/2 to the sum. r itself comes from the difference of the logits. The
-slopes with respect to the logits x of the student and y of the teacher (a temperature moves both) do not cancel either:
+Near t = s, the terms of Σ t·log(t/s) are of first order and both signs, and cancel to second order. φ is never negative,
+and an error ε in log z, which shifts every r, adds only ε²/2 to the sum. r comes from the difference of the logits. The
+slopes with respect to the logits x of the student and y of the teacher (the temperature changes both) are
 
     KL(t‖s):  ∂/∂x = s − t = t·expm1(r)             ∂/∂y = t·(log(t/s) − KL(t‖s))
     KL(s‖t):  ∂/∂x = s·(log(s/t) − KL(s‖t))         ∂/∂y = t − s
@@ -51,9 +51,9 @@ def divergence(
     inverse_temperature: Array | None,
     where: Array | None,
 ) -> Array:
-    """Of each row; KL(t‖s) for a β of 0, KL(s‖t) for 1, else JSD_β. Differentiable by the student and the temperature.
+    """The divergence of each row: KL(t‖s) for β = 0, KL(s‖t) for 1, else JSD_β; in the compute dtype of the student.
 
-    In the compute dtype of the student. A teacher with another one is copied to it.
+    Differentiable with respect to the student and the temperature. A teacher of another compute dtype is copied to it.
     """
     teacher, dtype = lax.stop_gradient(teacher), compute_dtype(student.dtype)
     teacher = teacher if compute_dtype(teacher.dtype) == dtype else teacher.astype(dtype)
@@ -64,7 +64,7 @@ def divergence(
     row = _row(
         Config(axis, vocab_axis_name, beta), student, teacher, inverse_temperature, where, of_student, of_teacher
     )
-    # Where one has no class at all the other may have been selected. A factor, since a NaN that is selected has no gradient.
+    # A row without any class is NaN, whatever the other one has. A factor, since a selected NaN would have no gradient.
     row = row * jnp.where(jnp.isnan(of_student.excess + of_teacher.excess), jnp.nan, 1)
     return row if where is None else jnp.where(where, row, 0)
 
@@ -84,8 +84,8 @@ def _row(
     return row
 
 
-# The slopes are total: they include what the tangents of the two `Rows` would add. `jax.checkpoint` keeps XLA for GPU from
-# storing both softmaxes of the sum for the slopes: two float32 arrays at 8192×128256.
+# The slopes are total: they include what the tangents of the two `Rows` would contribute. The barriers of `prevent_cse`
+# stop XLA for GPU from storing both softmaxes between the sum and the slopes, as two float32 arrays.
 def _row_jvp(config: Config, primals: Any, tangents: Any) -> tuple[Array, Array]:
     row = _row(config, *primals)
     moving = (None if isinstance(tangent, SymbolicZero) else tangent for tangent in (tangents[0], tangents[2]))
@@ -114,7 +114,7 @@ def _tangent(
     huge = jnp.finfo(dtype).max
 
     def expected(p: Array, log_ratio: Array) -> Array:
-        """KL(p‖m), where it is not the loss itself; an infinite one as a number, since a cotangent of 0 must stay 0."""
+        """KL(p‖m). An infinite one becomes a finite number, so that a cotangent of 0 stays 0."""
         if beta in {0, 1}:
             return jnp.minimum(jnp.expand_dims(row, axis), huge)
         (kl,) = summed([jnp.sum(-p * log_ratio, axis)], vocab_axis_name)
@@ -142,7 +142,7 @@ def _tangent(
 
 
 class _Class(NamedTuple):
-    """Of each class: whether it is dead, its logit before the temperature (0 where dead), and its probability."""
+    """For each class: whether it is dead, its logit before the temperature (0 where dead), and its probability."""
 
     is_dead: Array
     logits: Array
@@ -158,7 +158,7 @@ def _classes(
     of_student: Rows,
     of_teacher: Rows,
 ) -> tuple[Array, _Class, _Class]:
-    """r, 0 where either class is dead, and the classes of both. All of a masked row are dead."""
+    """The ratio r (0 where either class is dead), and the classes of both. All classes of a masked row are dead."""
     factor = 1 if scale is None else scale
 
     def along(of_row: Any) -> Array:
@@ -180,7 +180,7 @@ def _classes(
 
 
 def _divergence_of(beta: float, classes: tuple[Array, _Class, _Class]) -> Array:
-    """What each class adds: φ(t, s), φ(s, t), or both against m."""
+    """What each class adds to the divergence."""
     r, (s_is_dead, _, s), (t_is_dead, _, t) = classes
     if beta == 0:
         return jnp.where(t_is_dead, s, jnp.where(s_is_dead, _infinite(t), _phi(t, s, r)))
@@ -189,13 +189,13 @@ def _divergence_of(beta: float, classes: tuple[Array, _Class, _Class]) -> Array:
     m = beta * t + (1 - beta) * s
     m_over_s, m_over_t = _log_ratios(beta, classes)
     both = beta * _phi(t, m, m_over_t) + (1 - beta) * _phi(s, m, m_over_s)
-    # φ(s, m) and φ(t, m) where p·f(r) of the other is 0 · inf.
+    # Where one of the two is dead, φ of the other; the general form would multiply 0 by inf.
     of_one = -(1 - beta) * m_over_s * s, -beta * m_over_t * t
     return jnp.where(t_is_dead, of_one[0], jnp.where(s_is_dead, of_one[1], both))
 
 
 def _log_ratios(beta: float, classes: tuple[Array, _Class, _Class]) -> tuple[Array, Array]:
-    """log(m/s) and log(m/t), each from where its exponential does not overflow; of a dead class 0."""
+    """log(m/s) and log(m/t), each in the form whose exponential does not overflow; 0 for a dead class."""
     r, of_s, of_t = classes
     only_s = jnp.where(of_s.is_dead, 0, math.log1p(-beta) if beta < 1 else -jnp.inf)
     only_t = jnp.where(of_t.is_dead, 0, math.log(beta) if beta else -jnp.inf)
@@ -209,7 +209,7 @@ def _log_ratios(beta: float, classes: tuple[Array, _Class, _Class]) -> tuple[Arr
 
 
 def _infinite(p: Array) -> Array:
-    """What the other does not have at all."""
+    """The divergence of probability p from a class that the other does not have."""
     return jnp.where(p == 0, 0, jnp.inf)
 
 
