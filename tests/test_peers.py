@@ -1,9 +1,10 @@
-"""The cells of the README's table "Beside others" that are marked with a dagger, against the packages themselves."""
+"""The cells of docs/beside-others.md that are marked with a dagger, against the packages themselves."""
 
 import importlib.util
 import inspect
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jxent
-from tests.test_readme import TEXT
 
 for _name in ("torch", "keras"):
     if importlib.util.find_spec(_name) is None:
@@ -23,7 +23,11 @@ for _name in ("torch", "keras"):
 os.environ["KERAS_BACKEND"] = "jax"
 import keras  # noqa: E402
 import torch  # noqa: E402
+from torch.nn import LinearCrossEntropyOptions  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
+
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "beside-others.md").read_text(encoding="utf-8")
+FROM_LOGITS, FUSED_IN_TORCH = "| | jxent | optax |", "| | jxent | torch | Liger Kernel |"
 
 optax_ids = optax.softmax_cross_entropy_with_integer_labels
 keras_ids = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
@@ -47,9 +51,10 @@ def torch_with_slope(logits, labels, **options):
     return loss.item(), x.grad.numpy()
 
 
-def rows(title):
-    """The cells of a row of the table: jxent, optax, torch, Keras, tokamax."""
-    (line,) = (line for line in TEXT.splitlines() if line.startswith(f"| {title}"))
+def rows(title, table=FROM_LOGITS):
+    """The cells of a row of a table, named by its head: jxent, optax, torch, Keras, tokamax."""
+    (lines,) = (part.splitlines() for part in TEXT.split("\n\n") if part.startswith(table))
+    (line,) = (line for line in lines if line.startswith(f"| {title}"))
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
@@ -154,3 +159,72 @@ def test_class_axis_split_over_an_explicit_mesh_axis():
         assert gradient.sharding.spec == P(None, "classes")
         with pytest.raises(Exception, match="out sharding could not be resolved"):
             jax.jit(jax.grad(lambda x: jnp.sum(optax_ids(x, labels))))(logits)
+
+
+def fused_of_torch(hidden, labels=None, kernel=None, **options):
+    """torch's loss from hidden states, in chunks of two rows, by tensors."""
+    chunks = LinearCrossEntropyOptions(batch_chunk_size=2)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2]) if labels is None else labels
+    kernel = KERNEL if kernel is None else kernel
+    return F.linear_cross_entropy(hidden, kernel.to(hidden.dtype), labels, options=chunks, **options)
+
+
+HIDDEN, KERNEL = torch.linspace(-1, 1, 24).reshape(6, 4), torch.linspace(0, 3, 20).reshape(5, 4).sin()
+
+
+def fused_row(title):
+    return rows(title, FUSED_IN_TORCH)[:2]
+
+
+def test_torch_fused_class_weights_and_dtype():
+    assert fused_row("class weights") == ["yes", "yes †"]
+    assert fused_row("loss of bfloat16 hidden states") == ["float32", "bfloat16 †"]
+    weight, labels = torch.tensor([1.0, 2, 4, 1, 3]), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = fused_of_torch(HIDDEN, weight=weight)
+    arguments = HIDDEN.numpy(), KERNEL.numpy().T, labels.numpy()
+    ours = jxent.linear_softmax_cross_entropy(*arguments, class_weight=weight.numpy(), reduction="mean")
+    np.testing.assert_allclose(found.item(), float(ours), rtol=1e-6)
+    assert fused_of_torch(HIDDEN.bfloat16()).dtype == torch.bfloat16
+    hidden = jnp.asarray(arguments[0], jnp.bfloat16)
+    assert jxent.linear_softmax_cross_entropy(hidden, *arguments[1:]).dtype == jnp.float32
+
+
+def test_torch_fused_what_takes_the_whole_logits():
+    assert fused_row("label smoothing") == ["yes", "takes the whole logits †"]
+    assert fused_row("soft labels")[1].startswith("takes the whole logits †")
+    with pytest.warns(UserWarning, match="``options`` ignored"):
+        fused_of_torch(HIDDEN, label_smoothing=0.1)
+    with pytest.warns(UserWarning, match="``options`` ignored"):
+        fused_of_torch(HIDDEN, torch.full((6, 5), 0.2))
+
+
+def test_torch_fused_bad_ids_and_masked_rows():
+    assert fused_row("an id of −1") == ["NaN", "an error †"]
+    assert fused_row("NaN in the hidden state") == ["stays there", "in the loss and all gradients †"]
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        fused_of_torch(HIDDEN, torch.tensor([-1, 1, 2, 0, 1, 2]))
+    hidden, kernel = HIDDEN.clone(), KERNEL.clone().requires_grad_()
+    hidden[0] = torch.nan
+    hidden.requires_grad_()
+    labels = torch.tensor([-100, 1, 2, 0, 1, 2])
+    loss = fused_of_torch(hidden, labels, kernel)
+    loss.backward()
+    assert loss.isnan()
+    assert hidden.grad.isnan().any()
+    assert kernel.grad.isnan().any()
+    arguments = hidden.detach().numpy(), KERNEL.numpy().T
+
+    def ours(hidden, kernel):
+        return jxent.linear_softmax_cross_entropy(hidden, kernel, labels.numpy(), ignore_index=-100, reduction="mean")
+
+    value, gradients = jax.value_and_grad(ours, (0, 1))(*map(jnp.asarray, arguments))
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_torch_fused_second_order():
+    assert fused_row("second order") == ["yes", "no †"]
+    hidden, kernel = HIDDEN.clone().requires_grad_(), KERNEL.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(fused_of_torch(hidden, kernel=kernel), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        torch.autograd.grad(gradient.sum(), kernel)
