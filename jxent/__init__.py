@@ -26,4 +26,4 @@ from jxent.softmax import poly1_cross_entropy as poly1_cross_entropy
 from jxent.softmax import softmax_cross_entropy as softmax_cross_entropy
 from jxent.softmax import softmax_focal_loss as softmax_focal_loss
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
