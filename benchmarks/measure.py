@@ -163,7 +163,7 @@ def _extra_bytes(program: Program) -> int | None:
 
 
 def _resident_growth(call: Callable[[], Any]) -> int | None:
-    """By how much one call raises resident memory at its peak, results included; None where that is unknown."""
+    """How much one call raises peak resident memory, results included; None where that is unknown."""
     if not os.access(CLEAR, os.W_OK):
         return None
     # Otherwise memory that the C library kept after freeing would hide new allocations.

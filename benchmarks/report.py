@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 REFERENCE = "optax"  # what "÷ optax" means: integer labels where there are ids
-# By dtype, the largest relative errors of a loss and of a gradient that are rounding and not a mistake. In bfloat16,
+# For each dtype, the largest relative errors of loss and gradient that are rounding and not a mistake. In bfloat16,
 # logits that a matrix product returned in that dtype are a few hundredths off where they are large.
 TOLERANCES = {"float32": (1e-4, 5e-3), "bfloat16": (2e-2, 5e-2)}
 RESULTS = Path(__file__).parent / "results"

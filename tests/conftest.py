@@ -23,7 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-# What these need is installed in one of CI's two environments.
+# The extras that these need are installed in only one of CI's two environments.
 _WHOLE = {
     "test_compilers",
     "test_compilers_page",
@@ -72,7 +72,7 @@ def rng():
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """As if there were one: the CPU then cuts long rows around their labels."""
+    """Pretends that there is one device: the CPU then cuts long rows around their maximum."""
     monkeypatch.setattr(cpu, "_num_cpu_devices", lambda: 1)
     jax.clear_caches()
     yield

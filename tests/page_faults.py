@@ -25,7 +25,7 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": s
 
 
 def measured():
-    """By `main` in a process of its own."""
+    """Page faults of `main` in its own process."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.page_faults"],
         cwd=Path(__file__).parents[1],

@@ -62,7 +62,7 @@ def _categorical_focal(y_true, y_pred, *, alpha=0.25, gamma=2.0, from_logits=Fal
 
 
 class _KerasLoss:
-    """Of one function: rows, then `reduction`, which by default divides by the number of rows that count."""
+    """One function: rows, then `reduction`, which by default divides by the number of unmasked rows."""
 
     def __init__(self, function, *, reduction="sum_over_batch_size", **options):
         self.function, self.reduction, self.options = function, reduction, options

@@ -282,7 +282,7 @@ def test_guides_table_of_arguments_is_that_of_the_signatures():
     shown = {name: {key: mark == "✓" for key, mark in zip(head[1:], marks, strict=True)} for name, *marks in rows}
     assert {mark for _, *marks in rows for mark in marks} == {"✓", ""}
     assert shown == {name: {key: key in SIGNATURES[name][1] for key in head[1:]} for name in LOSS_NAMES}
-    # What the text above the table says of three more.
+    # The text above the table names three more.
     assert all("where" in SIGNATURES[name][1] for name in LOSS_NAMES)
     without = {name for name in LOSS_NAMES if not {"sample_weight", "reduction"} <= {*SIGNATURES[name][1]}}
     assert without == {"softmax_log_probs", "linear_softmax_log_probs"}

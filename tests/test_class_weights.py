@@ -152,7 +152,7 @@ def test_balanced_class_weights_are_those_of_scikit_learn(rng):
 
 @pytest.mark.parametrize("beta", [0, 0.0, 0.9, 0.999, 1 - 1e-6, 1 - 1e-12, 1, 1.0])
 def test_effective_number_weights_are_those_of_the_paper(beta):
-    """Of a number near 1 all digits count, as of a double; of a traced one those that float32 has."""
+    """All digits of a double near 1 count; of a traced number, those that float32 has."""
     weights = jxent.effective_number_weights(COUNTS, beta=beta)
     assert_close(weights, effective_number_weights(COUNTS, beta))
     assert_close(weights.sum(), OCCURS.sum())

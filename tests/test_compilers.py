@@ -330,7 +330,7 @@ def test_linear_memory_of_materialised_logits(compiled, platform):
 
 
 def numbers_sent(program, in_loop=False):
-    """By kind of collective; single numbers apart."""
+    """Bytes by kind of collective, leaving out single numbers."""
     sent = Counter()
     for each in program.sent:
         if each["in_loop"] == in_loop:

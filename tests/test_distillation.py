@@ -24,7 +24,7 @@ INF = np.inf
 
 
 def textbook(student, teacher, temperature=1.0, beta=0.0):
-    """Of each row, −inf left out of both."""
+    """The divergence of each row; classes at −inf in both are left out."""
     s, t = (jax.nn.log_softmax(x / temperature) for x in (student, jax.lax.stop_gradient(teacher)))
 
     def kl(p, q):
@@ -66,7 +66,7 @@ def test_distillation_is_the_textbooks_in_every_derivative(x64, logits, beta, ax
 
 @BETAS
 def test_distillation_by_the_temperature(x64, logits, beta):
-    """Of the student's part and the teacher's: by finite differences, since the textbook's teacher is a constant."""
+    """The slopes from the student's part and the teacher's, by finite differences: the textbook's teacher is a constant."""
 
     def total(temperature):
         return jxent.softmax_distillation(*logits, temperature=temperature, beta=beta, reduction="sum")
@@ -152,7 +152,7 @@ def test_distillation_masked_rows_are_exactly_zero(rng, beta, fused):
 
 
 def fused_arguments(rng, dtype=np.float64):
-    """By name; the student's and the teacher's kernel have another width and orientation."""
+    """The arguments by name; the kernels of student and teacher differ in width and orientation."""
     shapes = {"hidden": (N, D), "kernel": (D, V), "bias": (V,), "teacher_hidden": (N, E)}
     shapes |= {"teacher_kernel": (V, E), "teacher_bias": (V,)}
     arguments = {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}

@@ -31,7 +31,7 @@ def need(*modules):
 
 
 def public_names():
-    """Of everything public, as the reference calls it."""
+    """Everything public, by the name that the reference uses."""
     names = {name for name, value in vars(jxent).items() if not (name.startswith("_") or inspect.ismodule(value))}
     members = vars(jxent.torch_compat).items()
     own = {name for name, value in members if getattr(value, "__module__", None) == "jxent.torch_compat"}

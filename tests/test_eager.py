@@ -121,7 +121,7 @@ def arguments(rng):
 
 
 def gradient(call):
-    """Of the sum of all that is floating in the result."""
+    """The gradient of the sum of everything floating in the result."""
 
     def total(a, x):
         leaves = [leaf for leaf in jax.tree.leaves(call(a, x)) if jnp.issubdtype(leaf.dtype, jnp.floating)]

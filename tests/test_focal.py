@@ -38,7 +38,7 @@ def dot(a, b):
 
 
 def true_row(logits, q):
-    """Of one row: cross entropy, miss, and the gradients of both."""
+    """Cross entropy and miss of one row, and the gradients of both."""
     x, q = exact(logits), exact(q)
     e = [mpmath.exp(v - max(x)) for v in x]
     p = [v / mpmath.fsum(e) for v in e]
@@ -173,7 +173,7 @@ PLAIN = {
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.usefixtures("x64")
 def test_variants_have_every_derivative_to_second_order(name, rng):
-    """By scores, labels, class weights and hyper-parameters together; forward over reverse and reverse over reverse."""
+    """Second order in scores, labels, class weights and hyper-parameters together, by both forward and reverse over reverse."""
     hyper_parameters = {
         "softmax_focal_loss": {"gamma": 1.7, "class_weight": rng.uniform(0.5, 2, 4)},
         "poly1_cross_entropy": {"epsilon": -0.7, "class_weight": rng.uniform(0.5, 2, 4)},
@@ -277,7 +277,7 @@ def test_a_hyper_parameter_of_zero_gives_the_cross_entropy(rng):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
 def test_softmax_focal_loss_of_distributions_on_a_mesh_that_splits_the_classes(axis_type, rng):
-    """Of the steps that the variants add, the one that sums over the classes."""
+    """The step that sums over the classes, of those that the variants add."""
     logits = rng.normal(size=(4, 6)).astype(np.float32)
     q = rng.dirichlet(np.ones(6), 4).astype(np.float32)
     mesh = jax.make_mesh((2, 2), ("data", "classes"), axis_types=(axis_type,) * 2)

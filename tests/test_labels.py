@@ -145,7 +145,7 @@ def test_check_labels_counts_traced_labels_beyond_int32():
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int32"])
 def test_check_labels_raises_where_a_binary_loss_is_nan(dtype):
-    """Of each label by itself."""
+    """Whether each label is good, by itself."""
     for label in np.array([0, 1, 2, -1, 100]).astype(dtype):
         loss = jxent.sigmoid_binary_cross_entropy(np.float32(0.5), label)
         if np.isnan(loss):

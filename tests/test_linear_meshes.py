@@ -154,7 +154,7 @@ def test_linear_vocab_axis_that_does_not_split_the_kernel_is_refused(rng):
         over_mesh(split | {"hidden": P("classes")})
 
 
-# What one device holds: n rows, c classes.
+# One device holds n rows and c classes.
 N, n, c = 64, 32, 500
 
 

@@ -59,7 +59,7 @@ def test_linear_matmuls_are_as_few_as_can_be(loss, of_both, of_one):
 
 
 def test_linear_gradients_that_are_not_asked_for_are_not_made():
-    # Of soft labels it would be an [N, V] array; and with a bias alone to learn, no second matmul is left.
+    # For soft labels it would be an [N, V] array. If only the bias is learned, no second matmul is left.
     n, d, v = 24, 5, 1000
     arguments = struct((n, d)), struct((d, v)), struct((n, v)), struct((v,))
 

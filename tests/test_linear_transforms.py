@@ -25,7 +25,7 @@ def scalar(loss, problem, reduction, **options):
 @REDUCTIONS
 @pytest.mark.parametrize("kind", ["ids", "soft"])
 def test_linear_second_order(rng, x64, reduction, kind):
-    """By every argument and between all of them: Hessian-vector products by reverse and by forward over reverse."""
+    """Hessian-vector products over all arguments together, by reverse and by forward over reverse."""
     problem = make_problem(rng, (5,), 3, 4, kind, softcap=4.0, masked=False)
     direction = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), problem.arguments)
 

@@ -80,7 +80,7 @@ def textbook_logits(arguments):
 
 
 def weighed(log_probs, rng_seed):
-    """Of both results, with random cotangents and the mask."""
+    """Gradients of both results, with random cotangents and the mask."""
     rng = np.random.default_rng(rng_seed)
     log_prob, entropy = log_probs
     where = WHERE.reshape(N, *[1] * (log_prob.ndim - 1))
@@ -308,7 +308,7 @@ def mesh_arguments(rng, several):
 
 
 def log_probs_and_mean(arguments, fixed, **options):
-    """Of all that the module makes of hidden states, a number with a gradient by everything."""
+    """One number from all functions of hidden states, with a gradient for every argument."""
     a = dict(arguments)
     row_args = a.pop("old_log_prob"), a.pop("advantage")
     ids, where = fixed["ids"], fixed["where"]
@@ -405,7 +405,7 @@ TRANSFORMED = {
 @pytest.mark.parametrize("how", TRANSFORMED)
 @pytest.mark.parametrize("what", ["log_probs", "loss", "of logits"])
 def test_log_probs_under_transformations(rng, x64, arguments, what, how):
-    """Of the value and of its gradient; `f` takes the hidden states of one row or of all, whose ids are all alike."""
+    """Maps of the value and of its gradient. `f` takes the hidden states of one row, or of all; their ids are all alike."""
     kernel = arguments["kernel"]
 
     def ours(h):

@@ -19,14 +19,14 @@ from tests.losses import LOSSES, VARIANTS, by_name
 
 # Barriers keep some row-sized arrays apart that XLA would otherwise have fused away.
 EXTRA_ROWS = 5
-# So few classes the CPU sums fastest out of an array of them.
+# The CPU sums so few classes fastest from an array of them.
 FEW_CLASSES = 8
 # The CPU sums rows longer than a window in windows, and holds a number for each window of a row.
 WINDOW = 8192
 ROWS = 20
 # A number for each class, whatever the number of rows.
 ONCE = 1
-# What the weighing of masked rows keeps, for the gradient by sample_weight: its operands, before and after the mask.
+# Weighing masked rows keeps its operands, before and after the mask, for the gradient of sample_weight.
 ROWS_OF_WEIGHTS = 6
 
 DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
@@ -274,7 +274,7 @@ def split_by_origin(kept, size, arguments):
 @DTYPES
 @pytest.mark.parametrize("loss", **by_name(LOSSES))
 def test_every_loss_keeps_its_arguments_for_reverse_mode(rng, loss, dtype):
-    """By scores and labels; no softmax, no float32 copy and no one-hot labels."""
+    """The gradients of scores and labels need no softmax, no float32 copy and no one-hot labels."""
     scores, labels = (jnp.asarray(a) for a in loss.inputs(rng, (257,), dtype))
 
     def mean(scores, labels=labels):
@@ -293,7 +293,7 @@ def test_every_loss_keeps_its_arguments_for_reverse_mode(rng, loss, dtype):
 @DTYPES
 @pytest.mark.parametrize("loss", **by_name(LOSSES))
 def test_every_loss_keeps_its_arguments_and_rows_for_reverse_mode_with_weights_and_mask(rng, loss, dtype):
-    """By sample weights too. Of a binary loss the elements are the rows, so that there those few are as large."""
+    """The gradient of sample weights too. The rows of a binary loss are its elements, so there a few rows are as large."""
     scores, labels = (jnp.asarray(a) for a in loss.inputs(rng, (257,), dtype))
     rows = loss.rows(np.asarray(scores))
     where = jnp.asarray(rng.uniform(size=rows) < 0.7)

@@ -20,7 +20,7 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "migrating.md").read_text
 
 
 class Row(NamedTuple):
-    """Of one table: the old call, the new one, and what the third column holds."""
+    """The rows of one table: the old call, the new one, and the third column."""
 
     old: str
     new: str
@@ -56,7 +56,7 @@ def arrays():
     return {name: value for name, value in names.items() if isinstance(value, np.ndarray | int)}
 
 
-# By which the old and the new call are both differentiated.
+# The arguments with respect to which the old and the new call are both differentiated.
 SCORES = ("logits", "probs", "log_probs", "images", "x", "p")
 
 

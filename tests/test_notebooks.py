@@ -88,7 +88,7 @@ def check_sharding(text):
 
 
 def check_language_model(text):
-    # What is measured differs with the text, and so with the version of Python; here from 3.11 and 3.13.
+    # The text, and so these numbers, differ with the version of Python: they are from 3.11 and 3.13.
     vocabulary = int(re.search(r"^(\d+) words in the vocabulary", text, re.MULTILINE).group(1))
     assert 3000 < vocabulary < 8000  # 4681 and 4823
     ignored = re.findall(r"windows, \d+ labels that count, (\d+) ignored$", text, re.MULTILINE)

@@ -309,7 +309,7 @@ def made_in_float64(jaxpr):
         inner = [getattr(part, "jaxpr", part) for parts in parameters for part in parts]
         called = [part for part in inner if hasattr(part, "eqns")]
         made += [pair for part in called for pair in made_in_float64(part)]
-        # What a call hands out is made, or handed on, by what it consists of.
+        # What a call returns is made, or passed on, by its parts.
         if not called and equation.primitive.name not in PASSING:
             avals = [variable.aval for variable in equation.outvars]
             made += [(equation.primitive.name, str(a)) for a in avals if a.dtype == jnp.float64 and a.ndim]

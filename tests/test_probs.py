@@ -75,7 +75,7 @@ def test_log_probs_label_on_a_masked_class_is_inf():
 
 
 MULTICLASS = pytest.mark.parametrize("loss", [from_probs, from_log_probs], ids=lambda f: f.__name__)
-# What is no probability, and no log-probability.
+# Numbers that are no probability, and no log-probability.
 BAD = {from_probs: [np.nan, np.inf, -0.5, -0.002], from_log_probs: [np.nan, np.inf]}
 EACH_BAD = pytest.mark.parametrize(
     ("loss", "bad"),
@@ -84,7 +84,7 @@ EACH_BAD = pytest.mark.parametrize(
 
 
 def rows_and_gradient(loss, scores, labels, **options):
-    """Of each row, eagerly and compiled alike."""
+    """The result of each row, eager and compiled alike."""
     value, gradient = (f(lambda s: loss(s, labels, **options)) for f in (lambda f: f, per_row_gradient))
     np.testing.assert_allclose(value(scores), jax.jit(value)(scores), rtol=1e-6)
     np.testing.assert_allclose(gradient(scores), jax.jit(gradient)(scores), rtol=1e-6)

@@ -109,7 +109,7 @@ def compiled(loss: Loss, reduction="none"):
 
 @functools.cache
 def compiled_gradient(loss: Loss):
-    """Of the sum of rows, by the scores."""
+    """The gradient of the sum of the rows with respect to the scores."""
     return jax.jit(jax.grad(lambda scores, labels, options: evaluate(loss, scores, labels, options, "sum")))
 
 

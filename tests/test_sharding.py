@@ -28,7 +28,7 @@ def takes(loss, option):
 
 @functools.cache
 def problems():
-    """Of every loss, all options on: what it is differentiated by, and the rest. Masked rows hold NaN and bad ids."""
+    """Each loss with all options: its differentiable arguments, and the rest. Masked rows hold NaN and bad ids."""
     rng = np.random.default_rng(0)
     inputs, fixed = {}, {}
     for loss in ALL:
@@ -52,7 +52,7 @@ def problems():
 
 
 def evaluate(inputs, fixed):
-    """Of every loss its rows, its mean and the mean's gradient: one program, since compiling is what takes time."""
+    """Rows, mean and the mean's gradient of every loss, in one program, since compiling takes the time."""
     results = {}
     for loss in ALL:
 

@@ -116,7 +116,7 @@ def test_rounding_of_a_float_label_is_no_fault(loss):
     )
 
 
-# What is 0 beside an infinite term, as constants and traced.
+# Coefficients of 0 beside an infinite term, as constants and traced.
 ZEROS = {
     "class_weight": {"class_weight": np.zeros(2, np.float32)},
     "sample_weight": {"sample_weight": np.zeros((1, 2), np.float32)},

@@ -300,7 +300,7 @@ def test_empty_mean_is_zero_with_zero_gradient(loss, rng):
 @pytest.mark.parametrize("loss", **by_name(LOSSES))
 def test_nan_in_a_live_row_is_nan(loss, rng):
     scores, labels = loss.inputs(rng, (4,))
-    # Of (log-)probabilities an id reads its own entry alone.
+    # From (log-)probabilities, an id reads its own entry alone.
     scores[1, labels[1] if loss.has_ids and loss not in LOGIT_LOSSES else 2] = np.nan
     where_nan = np.isnan(scores) if loss.is_binary else np.isnan(scores).any(-1)
     for run in (loss.call, jax.jit(loss.call)):

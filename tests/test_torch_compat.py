@@ -139,7 +139,7 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
 def values_and_grads(problem, arrays):
-    """Of every combination of options, with a random cotangent."""
+    """Values and gradients for every combination of options, with a random cotangent."""
     results = []
     for options in problem.options:
         keywords = problem.keywords(options, arrays) | {"input": arrays["scores"]}
@@ -286,7 +286,7 @@ def test_torchs_table_of_operator_inputs_agrees(torch, tables, function, count):
     assert_table_agrees(torch, function, [(repr(s.kwargs), s.input, *s.args, s.kwargs) for s in samples])
 
 
-# What torch says: what is said here.
+# torch's message: ours.
 TABLE_ERRORS = {
     "Expected floating point type for target with class probabilities": r"did you mean target.astype\(jnp.float32\)",
     "expected target dtype to be Long or Byte": r"class ids, did you mean target.astype\(jnp.int32\)",

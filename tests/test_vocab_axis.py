@@ -66,7 +66,7 @@ def sharded_mean(inputs, fixed):
 
 
 def mean_by_oracle(inputs, fixed):
-    """Of the classes without the padding."""
+    """The loss of the classes without the padding."""
     options = {name: np.asarray(value, np.float64) for name, value in inputs.items()} | fixed
     options["logits"] = np.where(options["where"][:, None], options["logits"], 0)[:, :NUM_CLASSES]
     options["class_weight"] = options["class_weight"][:NUM_CLASSES]

@@ -27,7 +27,7 @@ def test_count_is_the_sum(axes, limit, rng):
 
 @pytest.mark.parametrize("shape", HUGE, ids=str)
 def test_count_and_size_of_more_than_int32_holds(shape):
-    """Of a broadcast value, in no memory of that size."""
+    """Counts a broadcast value, without memory of that size."""
     axes = tuple(range(len(shape)))
     counted = jax.jit(lambda value: count(jnp.broadcast_to(value, shape), axes, jnp.float32)).lower(True).compile()
     assert counted(True) == np.float32(np.prod(shape, dtype=float))

@@ -73,7 +73,7 @@ def loop(step="1", limit=OF_CONSTANT, end="end"):
 )
 def test_loop_counts_as_often_as_it_turns(text, turns, open_loops):
     plan = planned.tpu_cycles(text)
-    # What a fusion is made of has no part in it.
+    # The instructions inside a fusion do not count.
     assert plan.amount == 100 + 10 * turns
     assert plan.open_loops == open_loops
     assert plan.missing == {}
