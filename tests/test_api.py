@@ -20,7 +20,7 @@ from tests.losses import LOSSES, VARIANTS, assert_close, by_name
 PACKAGE = Path(jxent.__file__).parent
 ROOT = PACKAGE.parent
 
-# DESIGN.md, section 1: positional arguments, then the keyword-only ones with their defaults.
+# Positional arguments, then the keyword-only ones with their defaults.
 WEIGHTS = {"class_weight": None, "sample_weight": None, "where": None}
 MULTICLASS = {**WEIGHTS, "ignore_index": None, "label_smoothing": 0.0, "axis": -1, "reduction": "none"}
 BINARY = {"pos_weight": None, **WEIGHTS, "label_smoothing": 0.0, "reduction": "none"}
@@ -270,6 +270,7 @@ def test_torch_compat_signature_is_the_designed_one(name):
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_losses_keywords_come_in_one_order(name):
     keywords = [p.name for p in inspect.signature(getattr(jxent, name)).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert set(keywords) <= set(KEYWORDS), "a keyword is missing from KEYWORDS"
     assert keywords == [keyword for keyword in KEYWORDS if keyword in keywords]
 
 

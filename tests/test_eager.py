@@ -139,7 +139,9 @@ def assert_second_call_compiles_nothing(f, of_seed):
 
 def test_eager_calls_are_those_of_every_public_function():
     names = {name.partition(" ")[0].removeprefix("torch_compat.") for name in CALLS}
-    assert names == {*SIGNATURES, *(name.rpartition(".")[2] for name in TORCH_SIGNATURES)}
+    assert names == {*SIGNATURES, *(name.rpartition(".")[2] for name in TORCH_SIGNATURES)}, (
+        "a call is missing from CALLS"
+    )
 
 
 @pytest.mark.parametrize("of", ["value", "gradient"])

@@ -42,6 +42,17 @@ class Config(NamedTuple):
     beta: float
 
 
+class Inputs(NamedTuple):
+    """The logits of both, `1 / T` or None, the mask or None, and what `softmax_rows` makes of both with that scale."""
+
+    student: Array
+    teacher: Array
+    scale: Array | None
+    where: Array | None
+    of_student: Rows
+    of_teacher: Rows
+
+
 def divergence(
     axis: int,
     vocab_axis_name: VocabAxis,
@@ -61,54 +72,36 @@ def divergence(
     of_student, of_teacher = (
         softmax_rows(config, scaled_logits(x, inverse_temperature), None, None, None, where) for x in (student, teacher)
     )
-    row = _row(
-        Config(axis, vocab_axis_name, beta), student, teacher, inverse_temperature, where, of_student, of_teacher
-    )
+    inputs = Inputs(student, teacher, inverse_temperature, where, of_student, of_teacher)
+    row = _row(Config(axis, vocab_axis_name, beta), inputs)
     # A row without any class is NaN, whatever the other one has. A factor, since a selected NaN would have no gradient.
     row = row * jnp.where(jnp.isnan(of_student.excess + of_teacher.excess), jnp.nan, 1)
     return row if where is None else jnp.where(where, row, 0)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _row(
-    config: Config,
-    student: Array,
-    teacher: Array,
-    scale: Array | None,
-    where: Array | None,
-    of_student: Rows,
-    of_teacher: Rows,
-) -> Array:
-    classes = _classes(config, student, teacher, scale, where, of_student, of_teacher)
-    (row,) = summed([jnp.sum(_divergence_of(config.beta, classes), config.axis)], config.vocab_axis_name)
+def _row(config: Config, inputs: Inputs) -> Array:
+    terms = _divergence_of(config.beta, _classes(config, inputs))
+    (row,) = summed([jnp.sum(terms, config.axis)], config.vocab_axis_name)
     return row
 
 
 # The slopes are total: they include what the tangents of the two `Rows` would contribute. The barriers of `prevent_cse`
 # stop XLA for GPU from storing both softmaxes between the sum and the slopes, as two float32 arrays.
 def _row_jvp(config: Config, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    row = _row(config, *primals)
-    moving = (None if isinstance(tangent, SymbolicZero) else tangent for tangent in (tangents[0], tangents[2]))
-    return row, jax.checkpoint(partial(_tangent, config), prevent_cse=True)(row, *primals, *moving)
+    (inputs,), (d_inputs,) = primals, tangents
+    row = _row(config, inputs)
+    perturbed = (None if isinstance(d, SymbolicZero) else d for d in (d_inputs.student, d_inputs.scale))
+    return row, jax.checkpoint(partial(_tangent, config), prevent_cse=True)(row, inputs, *perturbed)
 
 
 _row.defjvp(_row_jvp, symbolic_zeros=True)
 
 
-def _tangent(
-    config: Config,
-    row: Array,
-    student: Array,
-    teacher: Array,
-    scale: Array | None,
-    where: Array | None,
-    of_student: Rows,
-    of_teacher: Rows,
-    d_student: Array | None,
-    d_scale: Array | None,
-) -> Array:
+def _tangent(config: Config, row: Array, inputs: Inputs, d_student: Array | None, d_scale: Array | None) -> Array:
+    """Linear in the last two, for which None is zero."""
     axis, vocab_axis_name, beta = config
-    classes = _classes(config, student, teacher, scale, where, of_student, of_teacher)
+    scale, classes = inputs.scale, _classes(config, inputs)
     r, of_s, of_t = classes
     dtype = row.dtype
     huge = jnp.finfo(dtype).max
@@ -149,16 +142,9 @@ class _Class(NamedTuple):
     p: Array
 
 
-def _classes(
-    config: Config,
-    student: Array,
-    teacher: Array,
-    scale: Array | None,
-    where: Array | None,
-    of_student: Rows,
-    of_teacher: Rows,
-) -> tuple[Array, _Class, _Class]:
+def _classes(config: Config, inputs: Inputs) -> tuple[Array, _Class, _Class]:
     """The ratio r (0 where either class is dead), and the classes of both. All classes of a masked row are dead."""
+    student, teacher, scale, where, of_student, of_teacher = inputs
     factor = 1 if scale is None else scale
 
     def along(of_row: Any) -> Array:
