@@ -8,6 +8,9 @@ os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # Leaves room for torch on the same GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# The truth is computed on the CPU.
+if (platforms := os.environ.get("JAX_PLATFORMS")) and "cpu" not in platforms:
+    os.environ["JAX_PLATFORMS"] = f"{platforms},cpu"
 
 from benchmarks.cli import main
 

@@ -54,8 +54,12 @@ def run_case(
         programs[contender.name] = program
 
     rounds = how_many_rounds(most_rounds, sum(PAUSE + s * _repeats(s) for s in once.values()))
-    for name, samples in _interleaved(programs, once, rounds, random.Random(case.name)).items():
-        quartiles = map(float, np.percentile(samples, (25, 50, 75)))
+    samples, failed = _interleaved(programs, once, rounds, random.Random(case.name))
+    for name, reason in failed.items():
+        entries[name]["failed"] = reason
+        del programs[name]
+    for name in programs:
+        quartiles = map(float, np.percentile(samples[name], (25, 50, 75)))
         entries[name] |= zip(("q1", "median", "q3"), quartiles, strict=True)
     gc.collect()  # so that nothing of the rounds is freed while memory is measured
     for name, program in programs.items():
@@ -77,19 +81,27 @@ def how_many_rounds(most: int, seconds: float) -> int:
 
 def _interleaved(
     programs: Mapping[str, Program], once: Mapping[str, float], rounds: int, rng: random.Random
-) -> dict[str, list[float]]:
-    """Seconds per call: in every round a sample of each program, in a random order."""
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Seconds per call: in every round a sample of each program, in a random order; and why a program failed, if one did:
+    on a device, the memory that others keep may leave it none.
+    """
     samples: dict[str, list[float]] = {name: [] for name in programs}
+    failed: dict[str, str] = {}
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
             for name in rng.sample(list(programs), len(programs)):
+                if name in failed:
+                    continue
                 time.sleep(PAUSE)
-                samples[name].append(_seconds_per_call(programs[name].call, _repeats(once[name])))
+                try:
+                    samples[name].append(_seconds_per_call(programs[name].call, _repeats(once[name])))
+                except Exception as error:
+                    failed[name] = describe(error)
     finally:
         gc.enable()
-    return samples
+    return samples, failed
 
 
 def _seconds_per_call(call: Callable[[], Any], repeats: int) -> float:

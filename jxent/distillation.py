@@ -16,6 +16,7 @@ from jxent._core.linear.inputs import check_inputs, check_teacher
 from jxent._core.rows.divergence import divergence
 from jxent._core.shards import VocabAxis, resharded, split_of
 from jxent._core.signatures import ArrayLike, DistillationOptions, LinearDistillationOptions, Scalar, ToArray, ToMean
+from jxent._core.silence import silenced
 from jxent._core.targets import Given, TargetOptions
 from jxent.linear import evaluated_linear
 from jxent.reduction import Mean, reduce_rows
@@ -153,7 +154,7 @@ def _evaluated(
     teacher = resharded(teacher, logits, entries)
     sample_weight, where = (resharded(a, logits, entries[:axis] + entries[axis + 1 :]) for a in (sample_weight, where))
     rows = divergence(axis, vocab_axis_name, beta, logits, teacher, inverse_temperature, where)
-    return reduce_rows(rows, None, sample_weight, where, reduction)
+    return reduce_rows(silenced(rows, sample_weight), None, sample_weight, where, reduction)
 
 
 @overload

@@ -17,6 +17,7 @@ from jxent._core.linear.meshes import placed, placement_of
 from jxent._core.linear.records import Config, Evaluated, PerRow, Shared
 from jxent._core.linear.rule import evaluate_linear
 from jxent._core.signatures import ArrayLike, LinearOptions, Scalar, ToArray, ToMean
+from jxent._core.silence import silenced
 from jxent._core.targets import Given, SparseLabels, TargetOptions, check_targets, is_ids, make_targets
 from jxent.reduction import Mean, reduce_rows, reduce_total, weighted
 from jxent.softmax import CrossEntropyAux
@@ -256,7 +257,8 @@ def evaluated_linear(
         evaluated = evaluate_linear(config, per_row, shared, None)
         if options.several and targets.entries is None:
             return evaluated.loss, evaluated
-        return reduce_rows(evaluated.loss, None, sample_weight, per_row.where, reduction), evaluated
+        loss = silenced(evaluated.loss, sample_weight)
+        return reduce_rows(loss, None, sample_weight, per_row.where, reduction), evaluated
     ones = jnp.ones(per_row.hidden.shape[:-1], compute_dtype(per_row.hidden.dtype))
     evaluated = evaluate_linear(config, per_row, shared, weighted(ones, sample_weight, per_row.where))
     weight = targets.known_mass if is_ids(per_row.labels) else evaluated.mass

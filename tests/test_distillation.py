@@ -111,6 +111,58 @@ def test_distillation_of_equal_logits_is_nothing(rng, beta):
     assert np.abs(with_shift).max() <= 1e-7
 
 
+@SOME_BETAS
+@pytest.mark.parametrize("temperature", [None, 2.0])
+@pytest.mark.parametrize("gap", [1e-5, 1e-2])
+def test_distillation_gradient_keeps_its_digits(rng, gap, temperature, beta):
+    """With many classes, the rounding of log z would show in every slope."""
+    teacher = np.float32(2 * rng.normal(size=(2, 32000)))
+    student = teacher + np.float32(gap * rng.normal(size=teacher.shape))
+
+    def total(student, teacher):
+        return jnp.sum(jxent.softmax_distillation(student, teacher, beta=beta, temperature=temperature))
+
+    got = jax.grad(total)(student, teacher)
+    with jax.enable_x64(True):
+        want = jax.grad(lambda s, t: jnp.sum(textbook(s, t, temperature or 1.0, beta)))(
+            *map(np.float64, (student, teacher))
+        )
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
+
+
+@SOME_BETAS
+def test_distillation_infinite_rows_of_weight_0_are_nothing(beta):
+    student, teacher = jnp.array([[3, -INF, 5], [1, 2, 0.5]]), jnp.array([[3, 2, -INF], [1, 2, 3.0]])
+    weight = jnp.array([0.0, 1.0])
+
+    def weighed(student, temperature, rows, reduction):
+        kept = {"sample_weight": weight[2 - rows :], "temperature": temperature, "beta": beta, "reduction": reduction}
+        return jnp.sum(jxent.softmax_distillation(student[2 - rows :], teacher[2 - rows :], **kept))
+
+    for reduction in ("none", "sum"):
+        of_both, of_one = (
+            jax.value_and_grad(weighed, (0, 1))(student, jnp.float32(0.5), rows, reduction) for rows in (2, 1)
+        )
+        assert_tree_close(of_both, of_one, 1e-6)
+
+
+def test_distillation_slopes_of_an_infinite_row_sum_to_0():
+    student, teacher = jnp.array([[3.0, 1, 5]]), jnp.array([[3, 2, -INF]])
+    slope = jax.grad(lambda x: jxent.softmax_distillation(x, teacher, beta=1)[0])(student)
+    assert slope[0, 2] > 1e30
+    np.testing.assert_allclose(jnp.sum(slope / slope[0, 2]), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [1e-8, 1 - 1e-8])
+def test_distillation_of_a_beta_that_rounds(beta):
+    student, teacher = np.float32([[200, 0], [1, 0]]), np.float32([[0, 200], [0, 1]])
+    got = jxent.softmax_distillation(student, teacher, beta=beta)
+    m, far = np.float64(jax.nn.softmax(np.stack([student, teacher]), axis=-1)), min(beta, 1 - beta)
+    mix = beta * m[1] + (1 - beta) * m[0]
+    want = beta * rel_entr(m[1], mix).sum(-1) + (1 - beta) * rel_entr(m[0], mix).sum(-1)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=far * 1e-5)
+
+
 def test_distillation_of_classes_that_do_not_exist():
     student = jnp.array([[0, 1, -INF], [0, 1, 2], [0, -INF, 1], [0, 0, 0]])
     teacher = jnp.array([[1, 0, -INF], [0, 1, -INF], [0, 1, 2], [-INF, -INF, -INF]])

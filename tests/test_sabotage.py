@@ -207,6 +207,13 @@ SABOTAGES = {
         OF_DISTILLATION,
         "is_the_textbooks and 0",
     ),
+    "rounding of log z left in the slopes": Sabotage(
+        "_core/rows/divergence.py",
+        "return gap - of_s.p * ",
+        "return gap - 0 * of_s.p * ",
+        OF_DISTILLATION,
+        "gradient_keeps and 1e-05 and 0-",
+    ),
     "entries of masked rows seen": Sabotage(
         TARGETS, "jnp.where(where[..., None], entries, 0)", "entries", "tests/test_sparse_labels.py", "bad_id"
     ),

@@ -394,7 +394,7 @@ DIFFERENCES = {
     ),
     "negative smoothing": Difference(
         CE,
-        "A negative `label_smoothing` is refused",
+        "A negative `label_smoothing` is an error",
         [[0, 0]],
         [1],
         ValueError,
@@ -415,7 +415,7 @@ DIFFERENCES = {
     ),
     "zero classes, all ignored": Difference(
         CE,
-        "classes are refused",
+        "Zero classes are an error",
         np.zeros((2, 0), np.float32),
         [-100, -100],
         ValueError,
@@ -453,7 +453,7 @@ DIFFERENCES = {
     "logit of −inf, label 0": Difference(
         LOGITS, "A logit of ±inf on the right side costs 0", [-INF], [0.0], 0, NAN, [0], [0]
     ),
-    "label of 2": Difference(LOGITS, "One outside [0, 1] by more than rounding is NaN", [0], [2.0], NAN, np.log(2)),
+    "label of 2": Difference(LOGITS, "One outside [0, 1] by more than rounding gives NaN", [0], [2.0], NAN, np.log(2)),
     "bool labels": Difference(LOGITS, "Labels may be bool or integer", [0], [True], np.log(2), RuntimeError),
 }
 each_difference = pytest.mark.parametrize("difference", DIFFERENCES.values(), ids=DIFFERENCES)

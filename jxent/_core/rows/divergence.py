@@ -10,7 +10,8 @@ Every divergence here is a sum of φ over the classes, since the q − p that φ
 
 Near t = s, the terms of Σ t·log(t/s) are of first order and both signs, and cancel to second order. φ is never negative,
 and an error ε in log z, which shifts every r, adds only ε²/2 to the sum. r comes from the difference of the logits. The
-slopes with respect to the logits x of the student and y of the teacher (the temperature changes both) are
+slopes with respect to the logits x of the student and y of the teacher (the temperature changes both) are the following.
+There ε is of first order, so each subtracts what its own Σ over the classes shows of it: log(s/t) − Σ s·log(s/t), and so on.
 
     KL(t‖s):  ∂/∂x = s − t = t·expm1(r)             ∂/∂y = t·(log(t/s) − KL(t‖s))
     KL(s‖t):  ∂/∂x = s·(log(s/t) − KL(s‖t))         ∂/∂y = t − s
@@ -73,63 +74,71 @@ def divergence(
         softmax_rows(config, scaled_logits(x, inverse_temperature), None, None, None, where) for x in (student, teacher)
     )
     inputs = Inputs(student, teacher, inverse_temperature, where, of_student, of_teacher)
-    row = _row(Config(axis, vocab_axis_name, beta), inputs)
+    row, *_ = _row(Config(axis, vocab_axis_name, beta), inputs)
     # A row without any class is NaN, whatever the other one has. A factor, since a selected NaN would have no gradient.
     row = row * jnp.where(jnp.isnan(of_student.excess + of_teacher.excess), jnp.nan, 1)
     return row if where is None else jnp.where(where, row, 0)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _row(config: Config, inputs: Inputs) -> Array:
-    terms = _divergence_of(config.beta, _classes(config, inputs))
-    (row,) = summed([jnp.sum(terms, config.axis)], config.vocab_axis_name)
-    return row
+def _row(config: Config, inputs: Inputs) -> tuple[Array, ...]:
+    """The divergence, and for a KL divergence Σ p·log(p/q) as it stands, with what is infinite in it as a number."""
+    beta, classes = config.beta, _classes(config, inputs)
+    terms = [_divergence_of(beta, classes)]
+    if beta in {0, 1}:
+        (_, of_s, of_t), (m_over_s, m_over_t) = classes, _log_ratios(beta, classes)
+        terms.append(of_s.p * _finite(-m_over_s) if beta == 1 else of_t.p * _finite(-m_over_t))
+    return tuple(summed([jnp.sum(term, config.axis) for term in terms], config.vocab_axis_name))
 
 
 # The slopes are total: they include what the tangents of the two `Rows` would contribute. The barriers of `prevent_cse`
 # stop XLA for GPU from storing both softmaxes between the sum and the slopes, as two float32 arrays.
-def _row_jvp(config: Config, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _row_jvp(config: Config, primals: Any, tangents: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     (inputs,), (d_inputs,) = primals, tangents
-    row = _row(config, inputs)
+    sums = _row(config, inputs)
     perturbed = (None if isinstance(d, SymbolicZero) else d for d in (d_inputs.student, d_inputs.scale))
-    return row, jax.checkpoint(partial(_tangent, config), prevent_cse=True)(row, inputs, *perturbed)
+    d_row = jax.checkpoint(partial(_tangent, config), prevent_cse=True)(sums, inputs, *perturbed)
+    return sums, (d_row,) * len(sums)
 
 
 _row.defjvp(_row_jvp, symbolic_zeros=True)
 
 
-def _tangent(config: Config, row: Array, inputs: Inputs, d_student: Array | None, d_scale: Array | None) -> Array:
+def _tangent(
+    config: Config, sums: tuple[Array, ...], inputs: Inputs, d_student: Array | None, d_scale: Array | None
+) -> Array:
     """Linear in the last two, for which None is zero."""
     axis, vocab_axis_name, beta = config
     scale, classes = inputs.scale, _classes(config, inputs)
     r, of_s, of_t = classes
-    dtype = row.dtype
-    huge = jnp.finfo(dtype).max
-
-    def expected(p: Array, log_ratio: Array) -> Array:
-        """KL(p‖m). An infinite one becomes a finite number, so that a cotangent of 0 stays 0."""
-        if beta in {0, 1}:
-            return jnp.minimum(jnp.expand_dims(row, axis), huge)
-        (kl,) = summed([jnp.sum(-p * log_ratio, axis)], vocab_axis_name)
-        return jnp.expand_dims(kl, axis)
+    m_over_s, m_over_t = _log_ratios(beta, classes)
+    row, *expected = (jnp.expand_dims(of_row, axis) for of_row in sums)
 
     def slope_of(of: _Class, log_ratio: Array) -> Array:
-        log_ratio = jnp.maximum(log_ratio, -huge)
-        return of.p * (-log_ratio - expected(of.p, log_ratio))
+        surprise = _finite(-log_ratio)
+        if expected:
+            return of.p * (surprise - expected[0])
+        (kl,) = summed([jnp.sum(of.p * surprise, axis)], vocab_axis_name)
+        return of.p * (surprise - jnp.expand_dims(kl, axis))
 
-    m_over_s, m_over_t = _log_ratios(beta, classes)
-    difference = jnp.where(r < 1, of_t.p * jnp.expm1(jnp.minimum(r, 1)), of_s.p - of_t.p)
-    difference = jnp.where(of_t.is_dead, of_s.p, jnp.where(of_s.is_dead, -of_t.p, difference))
-    slope = difference if beta == 0 else (1 - beta or 1) * slope_of(of_s, m_over_s)
+    def difference() -> Array:
+        """S − t, without the error in r that `expected` shows beside the divergence."""
+        gap = jnp.where(r < 1, of_t.p * jnp.expm1(jnp.minimum(r, 1)), of_s.p - of_t.p)
+        gap = jnp.where(of_t.is_dead, of_s.p, jnp.where(of_s.is_dead, -of_t.p, gap))
+        error = expected[0] - row if beta == 1 else row - expected[0]
+        return gap - of_s.p * jnp.where(jnp.isfinite(row), error, 0)
+
+    slope = difference() if beta == 0 else (1 - beta or 1) * slope_of(of_s, m_over_s)
     slope = jnp.where(of_s.is_dead, 0, slope)
-    d_x = jnp.zeros((), dtype)
+    terms = jnp.zeros_like(slope)
     if d_student is not None:
-        d_x = d_student.astype(dtype) if scale is None else scale * d_student.astype(dtype)
-    terms = slope * d_x
+        d_x = d_student.astype(row.dtype)
+        terms = slope * (d_x if scale is None else scale * d_x)
     if d_scale is not None:
-        of_teacher_slope = -difference if beta == 1 else (beta or 1) * slope_of(of_t, m_over_t)
-        of_teacher_slope = jnp.where(of_t.is_dead, 0, of_teacher_slope)
-        terms = terms + (slope * of_s.logits + of_teacher_slope * of_t.logits) * d_scale
+        of_teacher = -difference() if beta == 1 else (beta or 1) * slope_of(of_t, m_over_t)
+        of_teacher = jnp.where(of_t.is_dead, 0, of_teacher)
+        # The tangent meets the logits first: their product with an infinite row's slope may overflow.
+        terms = terms + slope * (of_s.logits * d_scale) + of_teacher * (of_t.logits * d_scale)
     (d_row,) = summed([jnp.sum(terms, axis)], vocab_axis_name)
     return d_row
 
@@ -190,8 +199,15 @@ def _log_ratios(beta: float, classes: tuple[Array, _Class, _Class]) -> tuple[Arr
     else:
         low, high = jnp.minimum(r, 1), jnp.maximum(r, -1)
         m_over_t, m_over_s = jnp.log1p((1 - beta) * jnp.expm1(low)), jnp.log1p(beta * jnp.expm1(-high))
+        # m is at least β·t and (1−β)·s, also where β is too close to 0 or 1 for the dtype.
+        m_over_t, m_over_s = jnp.maximum(m_over_t, math.log(beta)), jnp.maximum(m_over_s, math.log1p(-beta))
         m_over_t, m_over_s = jnp.where(r < 1, m_over_t, m_over_s + r), jnp.where(r > -1, m_over_s, m_over_t - r)
     return jnp.where(of_t.is_dead, only_s, m_over_s), jnp.where(of_s.is_dead, only_t, m_over_t)
+
+
+def _finite(x: Array) -> Array:
+    """At most the largest number, so that in a slope a cotangent of 0 stays 0."""
+    return jnp.minimum(x, jnp.finfo(x.dtype).max)
 
 
 def _infinite(p: Array) -> Array:
