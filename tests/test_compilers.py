@@ -208,7 +208,8 @@ def in_rows(program):
 
 def most_rows(platform, case, dtype):
     if not platform.startswith("TPU"):
-        return ROWS_ON_GPU
+        # For two sums of a divergence of bfloat16 logits, XLA for GPU stores the teacher's softmax in float32.
+        return 1.01 * CLASSES if (case, dtype) == ("softmax_distillation", "bfloat16") else ROWS_ON_GPU
     return ROWS_OF_IDS if case in PLAIN_IDS else ROWS_ON_TPU
 
 

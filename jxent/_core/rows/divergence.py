@@ -92,7 +92,7 @@ def _row(config: Config, inputs: Inputs) -> tuple[Array, ...]:
 
 
 # The slopes are total: they include what the tangents of the two `Rows` would contribute. The barriers of `prevent_cse`
-# stop XLA for GPU from storing both softmaxes between the sum and the slopes, as two float32 arrays.
+# stop XLA for GPU from storing both softmaxes between the sums and the slopes, as two float32 arrays.
 def _row_jvp(config: Config, primals: Any, tangents: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     (inputs,), (d_inputs,) = primals, tangents
     sums = _row(config, inputs)
