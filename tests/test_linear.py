@@ -446,3 +446,17 @@ def test_linear_logit_scale_learns_and_of_0_makes_all_classes_alike(rng):
 def test_linear_logit_scale_errors(scale, error, text):
     with pytest.raises(error, match=f"linear_softmax_cross_entropy: {text}"):
         jxent.linear_softmax_cross_entropy(jnp.ones((3, 2)), jnp.ones((2, 5)), jnp.zeros(3, int), logit_scale=scale)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_linear_infinite_rows_of_weight_0_are_nothing(reduction):
+    bias, labels = jnp.array([0, -jnp.inf, 0, 0]), jnp.array([1, 0])
+
+    def total(hidden, labels, weight):
+        options = {"bias": bias, "sample_weight": weight, "reduction": reduction}
+        return jnp.sum(jxent.linear_softmax_cross_entropy(hidden, jnp.eye(3, 4), labels, **options))
+
+    value, slope = jax.value_and_grad(total)(jnp.ones((2, 3)), labels, jnp.array([0.0, 1.0]))
+    want, of_last = jax.value_and_grad(total)(jnp.ones((1, 3)), labels[1:], jnp.ones(1))
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    np.testing.assert_allclose(slope, jnp.concatenate([jnp.zeros((1, 3)), of_last]), rtol=1e-6)
