@@ -68,12 +68,14 @@ def softmax_distillation(
     Nothing in it cancels: it keeps its digits where the two nearly agree, and is 0 for equal logits. It is not
     multiplied by T², which would keep the size of the gradient as T grows: do that where you mix in hard labels.
 
+    XLA holds float32 arrays of the logits' size for it: on a CPU one to three, on a GPU one for bfloat16 logits, on a TPU
+    none.
+
     Args:
         logits: the student's, `[..., V, ...]` with V at `axis`, any floating dtype. Their dtype alone sets the result
             dtype, `promote(logits.dtype, float32)`.
         teacher_logits: the shape of `logits`, any floating dtype; treated as a constant.
-        temperature: T, a positive number or a traced scalar (unchecked). Default: 1. On a CPU it makes a float32 copy
-            of bfloat16 and float16 logits.
+        temperature: T, a positive number or a traced scalar (unchecked). Default: 1.
         beta: β in [0, 1], a static number.
         sample_weight: the weight of each row: the row shape, or the same rank with axes of size 1. Default: 1.
         where: bool, shaped like `sample_weight`; rows where it is False are masked, as in `softmax_cross_entropy`.

@@ -9,13 +9,16 @@ Every divergence here is a sum of φ over the classes, since the q − p that φ
     KL(t‖s) = Σ φ(t, s)        KL(s‖t) = Σ φ(s, t)        JSD_β = Σ β·φ(t, m) + (1−β)·φ(s, m),    m = β·t + (1−β)·s
 
 Near t = s, the terms of Σ t·log(t/s) are of first order and both signs, and cancel to second order. φ is never negative,
-and an error ε in log z, which shifts every r, adds only ε²/2 to the sum. r comes from the difference of the logits. The
-slopes with respect to the logits x of the student and y of the teacher (the temperature changes both) are the following.
-There ε is of first order, so each subtracts what its own Σ over the classes shows of it: log(s/t) − Σ s·log(s/t), and so on.
+and an error ε in log z, which shifts every r, adds only ε²/2 to the sum. r comes from the difference of the logits.
+
+The slopes with respect to the logits x of the student and y of the teacher (the temperature changes both) are
 
     KL(t‖s):  ∂/∂x = s − t = t·expm1(r)             ∂/∂y = t·(log(t/s) − KL(t‖s))
     KL(s‖t):  ∂/∂x = s·(log(s/t) − KL(s‖t))         ∂/∂y = t − s
     JSD_β:    ∂/∂x = (1−β)·s·(log(s/m) − KL(s‖m))   ∂/∂y = β·t·(log(t/m) − KL(t‖m))
+
+In these, ε is of first order. The KL divergences here are therefore the plain sums Σ p·log(p/q), which contain the same ε,
+so that it cancels; and from s − t, whose log has no partner, s·ε is subtracted: the plain sum differs from Σ φ by ε.
 """
 
 import math
@@ -122,7 +125,7 @@ def _tangent(
         return of.p * (surprise - jnp.expand_dims(kl, axis))
 
     def difference() -> Array:
-        """S − t, without the error in r that `expected` shows beside the divergence."""
+        """The slope s − t, less the error in r, by which `expected` differs from the divergence."""
         gap = jnp.where(r < 1, of_t.p * jnp.expm1(jnp.minimum(r, 1)), of_s.p - of_t.p)
         gap = jnp.where(of_t.is_dead, of_s.p, jnp.where(of_s.is_dead, -of_t.p, gap))
         error = expected[0] - row if beta == 1 else row - expected[0]
@@ -136,7 +139,6 @@ def _tangent(
         terms = slope * (d_x if scale is None else scale * d_x)
     if d_scale is not None:
         of_teacher = -difference() if beta == 1 else (beta or 1) * slope_of(of_t, m_over_t)
-        of_teacher = jnp.where(of_t.is_dead, 0, of_teacher)
         # The tangent meets the logits first: their product with an infinite row's slope may overflow.
         terms = terms + slope * (of_s.logits * d_scale) + of_teacher * (of_t.logits * d_scale)
     (d_row,) = summed([jnp.sum(terms, axis)], vocab_axis_name)
@@ -152,7 +154,7 @@ class _Class(NamedTuple):
 
 
 def _classes(config: Config, inputs: Inputs) -> tuple[Array, _Class, _Class]:
-    """The ratio r (0 where either class is dead), and the classes of both. All classes of a masked row are dead."""
+    """The log-ratio r (0 where either class is dead) and the classes of both. All classes of a masked row are dead."""
     student, teacher, scale, where, of_student, of_teacher = inputs
     factor = 1 if scale is None else scale
 
