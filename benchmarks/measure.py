@@ -62,13 +62,17 @@ def run_case(
         quartiles = map(float, np.percentile(samples[name], (25, 50, 75)))
         entries[name] |= zip(("q1", "median", "q3"), quartiles, strict=True)
     gc.collect()  # so that nothing of the rounds is freed while memory is measured
-    for name, program in programs.items():
-        entries[name] |= {
-            "extra_bytes": None if entries[name]["role"] == "floor" else _extra_bytes(program),
-            "temp_bytes": program.temp_bytes,
-            "residual_bytes": program.residual_bytes,
-            "compile_seconds": program.compile_seconds,
-        }
+    for name, program in list(programs.items()):
+        try:
+            entries[name] |= {
+                "extra_bytes": None if entries[name]["role"] == "floor" else _extra_bytes(program),
+                "temp_bytes": program.temp_bytes,
+                "residual_bytes": program.residual_bytes,
+                "compile_seconds": program.compile_seconds,
+            }
+        except Exception as error:
+            entries[name]["failed"] = describe(error)
+            del programs[name]
     checked = [c for c in contenders if c.name in programs and c.role != "floor"]
     _measure_errors(case, checked, programs, data, entries)
     return {**vars(case), "rounds": rounds, "checked_rows": truth.checked_rows(case)}, list(entries.values())

@@ -158,7 +158,7 @@ def loss(policy, tokens, old_log_prob, advantage):
 
 @nnx.jit
 def log_probs(policy, tokens):
-    """Of the tokens that were written, and the entropies they were drawn with."""
+    """Log-probabilities of the tokens that were written, and the entropies they were drawn with."""
     hidden = policy(tokens[:, :-1])
     return jxent.linear_softmax_log_probs(
         hidden, policy.kernel[...], tokens[:, 1:], where=IS_ANSWER[None], return_entropy=True

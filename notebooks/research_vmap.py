@@ -108,7 +108,7 @@ GRID = jnp.meshgrid(SMOOTHINGS, GAMMAS, Z_LOSSES, indexing="ij")
 
 
 def over_grid(function):
-    """Of a function of (smoothing, gamma, z): its values [smoothing, gamma, z, ...]."""
+    """Maps a function of (smoothing, gamma, z) to its values [smoothing, gamma, z, ...]."""
     for _ in GRID[0].shape:
         function = jax.vmap(function)
     return function(*GRID)

@@ -249,7 +249,7 @@ KERNEL, HIDDEN, REST = "gradient of the kernel", "gradient of the hidden states"
 
 
 def name_of(num_bytes, runs):
-    """By size: one device has a quarter of the kernel, and half of the rows, or of a chunk under Auto axes."""
+    """Names an array by its size: a device has a quarter of the kernel, and half of the rows (Auto axes: of a chunk)."""
     if num_bytes == 4 * WIDTH * CLASSES // 4:
         return KERNEL
     return HIDDEN if num_bytes * runs == 4 * WIDTH * ROWS // 2 else REST

@@ -7,6 +7,7 @@ call that names files or expressions, of these.
 import os
 import zlib
 from itertools import groupby
+from xml.etree import ElementTree
 
 import jax
 import numpy as np
@@ -38,6 +39,7 @@ _WHOLE = {
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="all cases of all tests, and not one case of each quick one")
     parser.addoption("--half", type=int, choices=(0, 1), help="every second case of tests that have several")
+    parser.addoption("--but", metavar="XML", help="without the cases that passed in the run of this JUnit report")
 
 
 def pytest_configure(config):
@@ -49,6 +51,9 @@ def pytest_collection_modifyitems(config, items):
     kept = items if config.option.all else [item for item in items if not item.get_closest_marker("slow")]
     if not config.option.all or config.option.half is not None:
         kept = [item for _, cases in groupby(kept, _test_of) for item in _some_of(list(cases), config.option)]
+    if config.option.but:
+        passed = _passed(config.option.but)
+        kept = [item for item in kept if _reported(item) not in passed]
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
@@ -63,6 +68,20 @@ def _some_of(cases, option):
         # Another place in the list for each test, so that it is not always the first loss.
         return [cases[zlib.crc32(_test_of(cases[0]).encode()) % len(cases)]]
     return cases if len(cases) == 1 or cases[0].path.stem in _WHOLE else cases[option.half :: 2]
+
+
+def _passed(report):
+    cases = ElementTree.parse(report).iter("testcase")
+    outcomes = {"failure", "error", "skipped"}
+    return {
+        (case.get("classname"), case.get("name")) for case in cases if outcomes.isdisjoint(each.tag for each in case)
+    }
+
+
+def _reported(item):
+    """A case as a JUnit report names it."""
+    path, _, name = item.nodeid.partition("::")
+    return path.removesuffix(".py").replace("/", "."), name
 
 
 @pytest.fixture

@@ -164,6 +164,7 @@ def test_distillation_of_a_beta_that_rounds(beta):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=far * 1e-5)
 
 
+@pytest.mark.slow
 def test_distillation_of_classes_that_do_not_exist():
     student = jnp.array([[0, 1, -INF], [0, 1, 2], [0, -INF, 1], [0, 0, 0]])
     teacher = jnp.array([[1, 0, -INF], [0, 1, -INF], [0, 1, 2], [-INF, -INF, -INF]])
@@ -274,6 +275,7 @@ SPLITS = {
 }
 
 
+@pytest.mark.slow
 @SOME_BETAS
 @pytest.mark.parametrize("how", ["Auto", "Explicit", "shard_map"])
 def test_linear_distillation_on_a_mesh_is_that_of_one_device(rng, beta, how):
@@ -317,6 +319,7 @@ def test_distillation_of_logits_whose_classes_are_split(rng, beta, how):
     assert_tree_close(jax.device_get(got), want, 5e-6)
 
 
+@pytest.mark.slow
 @SOME_BETAS
 def test_distillation_under_transformations(rng, x64, beta):
     student, teacher = (jnp.asarray(rng.normal(size=(3, N, V))) for _ in range(2))
@@ -332,6 +335,7 @@ def test_distillation_under_transformations(rng, x64, beta):
     np.testing.assert_allclose(scanned, want, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_distillation_is_exported_for_any_number_of_rows(rng):
     (n,) = jax.export.symbolic_shape("n")
     kernels = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((D, V), (E, V))]
@@ -348,6 +352,7 @@ def test_distillation_is_exported_for_any_number_of_rows(rng):
         assert_tree_close(exported.call(*arguments), step(*arguments), 3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 def test_distillation_is_in_the_result_dtype_and_cotangents_in_their_own(rng, dtype):
     arguments = {name: a.astype(dtype) for name, a in fused_arguments(rng, np.float32).items()}

@@ -170,6 +170,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.usefixtures("x64")
 def test_variants_have_every_derivative_to_second_order(name, rng):

@@ -94,6 +94,7 @@ def test_ignored_ids_are_masked_rows(rng, reduction):
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+@pytest.mark.slow
 @KINDS
 def test_aux_of_masked_rows(rng, kind):
     problem = make_problem(rng, (N,), D, V, kind, dtype=np.float32)

@@ -79,6 +79,7 @@ def test_linear_vmap_is_the_loop(rng, x64, batched):
     assert_tree_close(mapped, plain, 1e-11)
 
 
+@pytest.mark.slow
 def test_linear_gradient_of_a_vmap(rng, x64):
     problem, arguments, axes = batch_of_problems(rng, ("hidden", "labels", "where"))
 
@@ -93,6 +94,7 @@ def test_linear_gradient_of_a_vmap(rng, x64):
     assert_tree_close(ours, jax.jit(jax.grad(functools.partial(total, loss=materialised)))(of, fixed), 1e-11)
 
 
+@pytest.mark.slow
 @REDUCTIONS
 def test_linear_in_scan_under_checkpoint(rng, x64, reduction):
     """Three steps of gradient descent, the loss rematerialised."""
@@ -108,6 +110,7 @@ def test_linear_in_scan_under_checkpoint(rng, x64, reduction):
     assert_tree_close(trained(fused, chunk_size=2), trained(materialised), 1e-11)
 
 
+@pytest.mark.slow
 @REDUCTIONS
 def test_linear_eager_is_jitted(rng, reduction):
     problem = make_problem(rng, (5,), 3, 4, "ids", dtype=np.float32)
@@ -115,6 +118,7 @@ def test_linear_eager_is_jitted(rng, reduction):
     assert_tree_close(gradient(problem.arguments), jax.jit(gradient)(problem.arguments), 3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_linear_vmap_over_kernels_alone(rng, dtype, transposed):

@@ -340,6 +340,7 @@ def assert_on_mesh_as_on_one_device(over_mesh, arguments, fixed):
     assert_tree_close(jax.device_get(got), want, 5e-6)
 
 
+@pytest.mark.slow
 @LABELS
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=lambda t: t.name)
 def test_log_probs_on_a_mesh_are_those_of_one_device(rng, several, axis_type):
@@ -357,6 +358,7 @@ def test_log_probs_on_a_mesh_are_those_of_one_device(rng, several, axis_type):
     assert_tree_close(jax.device_get(jax.jit(jax.value_and_grad(over_mesh))(*placed)), want, 5e-6)
 
 
+@pytest.mark.slow
 @LABELS
 def test_log_probs_in_shard_map_over_rows_and_classes(rng, several):
     arguments, fixed = mesh_arguments(rng, several)
@@ -432,6 +434,7 @@ def test_log_probs_under_transformations(rng, x64, arguments, what, how):
     assert_tree_close(got, want, 1e-11)
 
 
+@pytest.mark.slow
 def test_log_probs_are_exported_for_any_number_of_rows(rng):
     (n,) = jax.export.symbolic_shape("n")
     kernel = jnp.asarray(rng.normal(size=(D, V)), jnp.float32)

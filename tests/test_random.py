@@ -163,6 +163,7 @@ def binary_textbook(name, x, y, options):
     return elements, w * jnp.ones_like(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BINARY)
 def test_binary_losses_and_gradients_are_the_textbooks(name):
     for seed, rng in cases(name):
@@ -204,6 +205,7 @@ def test_binary_losses_and_gradients_are_the_textbooks(name):
         assert_near(gradient, wanted_gradient, dtype, seed)
 
 
+@pytest.mark.slow
 def test_fused_losses_are_those_of_materialised_logits():
     for seed, rng in cases("fused"):
         n, d, v = 7, 5, int(rng.choice([3, 40]))

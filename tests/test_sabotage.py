@@ -51,22 +51,12 @@ SABOTAGES = {
     "smoothing dropped": Sabotage(
         LOSSES, "if smoothing is not None:\n", "if False:\n", SOFTMAX, "one_option and label_smoothing and sum"
     ),
-    "smoothing over all classes": Sabotage(
-        STATE,
-        "is_live, one = x > -jnp.inf,",
-        "is_live, one = x == x,",
-        SOFTMAX,
-        "minus_inf_is_a_class_mask and softmax",
-    ),
     "class weights left out of the denominator": Sabotage(
         LOSSES,
         "return targets.label_weight if targets.are_ids else",
         "return None if targets.are_ids else",
         SOFTMAX,
         "one_option and class_weight and mean and softmax",
-    ),
-    "counts wrapped": Sabotage(
-        "_core/counts.py", "size * length <= limit", "True", "tests/_core/test_counts.py", "more_than_int32"
     ),
     "mean of means": Sabotage(
         "reduction.py", "self.weight + other.weight", "self.weight", "tests/test_reduction.py", "mean"
@@ -99,7 +89,6 @@ SABOTAGES = {
     "top class not told apart": Sabotage(
         STATE, "is_top = (d == 0) & (excess < 1)", "is_top = (d > 0) & (excess < 1)", "tests/test_numerics.py", ""
     ),
-    "z-loss dropped": Sabotage(LOSSES, "if z_loss is not None:", "if False:", SOFTMAX, "z_loss"),
     "barriers dropped": Sabotage(
         ON_CPU,
         "lax.optimization_barrier(self.operands._replace(**places))",
@@ -107,33 +96,8 @@ SABOTAGES = {
         "tests/test_memory.py",
         "rows_only",
     ),
-    "smoothing by the classes of one device": Sabotage(
-        STATE,
-        "t._replace(below=below[name]) for",
-        "t._replace(below=below[name], mass=lax.pmean(state.targets[name].mass, axis_name)) for",
-        VOCAB_AXIS,
-        "oracle_inside and ids",
-    ),
-    "check_vma not asked": Sabotage(
-        "_core/arguments.py", "if missing:", "if False:", VOCAB_AXIS, "refused and check_vma"
-    ),
     "probabilities' slope not clamped": Sabotage(
         PROBABILITIES, "tangents[0] / jnp.maximum(lowest, p)", "tangents[0] / p", PROBS, "still_push"
-    ),
-    "bad id without a NaN gradient": Sabotage(PROBABILITIES, "== y) | (y < 0)", "== y)", PROBS, "bad_id"),
-    "binary 0 · inf": Sabotage(
-        "_core/sigmoid_terms.py",
-        "positive = silenced(softplus(-x), t.pos_weight, *weights)",
-        "positive = softplus(-x)",
-        "tests/test_sigmoid.py",
-        "pos_weight_of_zero",
-    ),
-    "torch's mean of nothing is 0": Sabotage(
-        "torch_compat.py",
-        "jnp.where(divisor == 0, jnp.nan, divisor)",
-        "jnp.where(divisor == 0, 1, divisor)",
-        "tests/test_torch_compat.py",
-        "mean_over_ignored_rows",
     ),
     "masked hidden states meet the matmuls": Sabotage(
         PRODUCTS,
@@ -183,9 +147,6 @@ SABOTAGES = {
     "gradient of log_z dropped": Sabotage(
         LINEAR, "Cotangents(log_z=d_log_z)", "Cotangents(log_z=0 * d_log_z)", FUSED, "carries_its_gradient and mean"
     ),
-    "psum dropped from K ids": Sabotage(
-        LOSSES, "lax.psum(jnp.where(own < 0, 0, entry), vocab_axis_name)", "entry", OF_LOG_PROBS, "shard_map and K"
-    ),
     "row arguments of masked rows seen": Sabotage(
         PRODUCTS,
         "row_loss(log_prob, entropy, *row_args)",
@@ -213,16 +174,6 @@ SABOTAGES = {
         "return gap - 0 * of_s.p * ",
         OF_DISTILLATION,
         "gradient_keeps and 1e-05 and 0-",
-    ),
-    "entries of masked rows seen": Sabotage(
-        TARGETS, "jnp.where(where[..., None], entries, 0)", "entries", "tests/test_sparse_labels.py", "bad_id"
-    ),
-    "cotangent of the entropy dropped": Sabotage(
-        "_core/linear/passes.py",
-        "(evaluated.loss, evaluated.entropy, log_z)",
-        "(evaluated.loss, lax.stop_gradient(evaluated.entropy), log_z)",
-        OF_LOG_PROBS,
-        "entropy_of_hidden and one",
     ),
 }
 

@@ -202,6 +202,7 @@ def test_sparse_labels_on_a_mesh_are_those_of_one_device(rng, how, fused):
     assert_tree_close(jax.device_get(got), jax.jit(jax.value_and_grad(mean))(arguments, ids), 5e-6)
 
 
+@pytest.mark.slow
 def test_sparse_labels_under_transformations(rng, x64):
     logits, (ids, weights) = jnp.asarray(rng.normal(size=(3, N, V))), make_labels(rng, (3, N))
 

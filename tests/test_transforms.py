@@ -282,6 +282,7 @@ def test_losses_hessian(loss, precision):
     assert_all_close(jax.jit(jax.hessian(mean))(x, fixed), true_hessian(loss), precision, SECOND)
 
 
+@pytest.mark.slow
 @on_every_loss_alternating("float32")
 def test_losses_reverse_over_reverse(loss, precision):
     mean, x, fixed, _ = flat(loss, precision)
@@ -464,6 +465,7 @@ def without_mixed_dead(problem: Problem, direction: np.ndarray) -> np.ndarray:
     return np.asarray(ravel_pytree(parts)[0], direction.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", **by_name(FROM_LOGITS_OR_LOG_PROBS))
 @pytest.mark.parametrize(("precision", "how"), [("float64", "eager"), ("float32", "jit")], indirect=["precision"])
 def test_losses_dead_classes_are_right_to_second_order(loss, precision, how, rng):
