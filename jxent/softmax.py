@@ -124,8 +124,8 @@ def softmax_cross_entropy(
     Args:
         logits: `[..., V, ...]` with V at `axis`, any floating dtype; every other axis is a row axis, and there may be
             none. Its dtype alone sets the result dtype, `promote(logits.dtype, float32)`. bfloat16 and float16 logits
-            are not copied whole to float32 (but XLA on the CPU does so with float16 before any sum, and may with at
-            most eight classes).
+            are not copied whole to float32 (but XLA on the CPU does so with float16 before any sum and with both in
+            forward mode, and may with at most eight classes).
         labels: class ids, integers of the row shape; or a distribution per row, floating, with the shape of `logits`;
             or `SparseLabels`. Never broadcast. An id outside [0, V) makes the loss and gradient of its row NaN, unless
             the row is masked. Distributions are neither normalised nor checked.

@@ -150,12 +150,8 @@ def _tangents(
     axis, wanted, vocab_axis_name, _ = config
     rows, logits = cpu.apart(wanted, axis, rows, logits)
     rows, mask = jax.tree.map(lambda field: jnp.expand_dims(field, axis), (rows, where))
-    u, zero = rows.excess, jnp.zeros_like(rows.excess)
-
-    def masked(values: Array, fill: float = 0) -> Array:
-        values = values.astype(u.dtype)
-        return values if mask is None else jnp.where(mask, values, fill)
-
+    u = rows.excess
+    masked, total = partial(_masked, mask, u.dtype), partial(_total, axis, jnp.zeros_like(u))
     # A masked row becomes one of dead classes with targets of 0, so that its slopes are exactly 0.
     x = masked(logits, -jnp.inf)
     d = masked(logits.astype(u.dtype) - rows.row_max, -jnp.inf)
@@ -164,9 +160,6 @@ def _tangents(
     def targets_of(q: Array | None, w: Array | None) -> dict[str, Array]:
         q, w = None if q is None else masked(q), None if w is None else masked(along(w, x.ndim, axis))
         return state.dense_targets(wanted, x, q, w)
-
-    def total(slope: Array, tangent: Array | None) -> Array:
-        return zero if tangent is None else jnp.sum(slope * tangent, axis, keepdims=True)
 
     v = None if d_logits is None else d_logits.astype(u.dtype)
     nll = dot = entropy = None
@@ -182,8 +175,18 @@ def _tangents(
         name: _target_tangents(total, d, u, rows.targets[name], t, v, d_targets and d_targets[name])
         for name, t in targets.items()
     }
-    d_rows = Rows(zero, total(exp_d, v), dot, entropy, nll, of_targets, None)
+    d_rows = Rows(jnp.zeros_like(u), total(exp_d, v), dot, entropy, nll, of_targets, None)
     return summed(jax.tree.map(lambda field: jnp.squeeze(field, axis), d_rows), vocab_axis_name)
+
+
+def _masked(mask: Array | None, dtype: Any, values: Array, fill: float = 0) -> Array:
+    values = values.astype(dtype)
+    return values if mask is None else jnp.where(mask, values, fill)
+
+
+def _total(axis: int, zero: Array, slope: Array, tangent: Array | None) -> Array:
+    """Σ slope·tangent over the classes, whose axis stays; a tangent of None stands for zero."""
+    return zero if tangent is None else jnp.sum(slope * tangent, axis, keepdims=True)
 
 
 @jax.custom_jvp
