@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if reason is not None:
             run["not_run"][case.name] = reason
             console.print(f"not run: {case.name}: {reason}", soft_wrap=True)
-        if path is not None and run["cases"]:  # or `--budget 0` would empty the file
+        if path is not None and (run["cases"] or not path.exists()):  # `--budget 0` empties no file
             report.write_json(path, run)
     if options.output is not None and run["cases"]:
         write_report(run, options.output)
