@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"absent: {name}: {reason}", soft_wrap=True)
     run: dict[str, Any] = {"machine": describe_machine(), "absent": absent, "not_run": {}, "cases": {}, "results": []}
     path = options.output.with_name(options.output.name + ".json") if options.output else None
-    is_new = path is None or not path.exists()
-    if options.resume and path.exists():
+    is_old = path is not None and path.exists()
+    if options.resume and is_old:
         run = _resumed(report.read_json(path), run)
 
     # The garbage collector runs before each case; it need not search all that the imports made.
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if reason is not None:
             run["not_run"][case.name] = reason
             console.print(f"not run: {case.name}: {reason}", soft_wrap=True)
-        if path is not None and (run["cases"] or is_new):  # `--budget 0` empties no file
+        if path is not None and (run["cases"] or not is_old):  # `--budget 0` empties no file
             report.write_json(path, run)
     if options.output is not None and run["cases"]:
         write_report(run, options.output)

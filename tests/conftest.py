@@ -1,6 +1,6 @@
 """Settings for every test: nothing promotes silently, neither ranks nor dtypes, and there are four devices.
 
-`pytest` by itself runs one case of each test that takes seconds. `pytest --all` runs all cases of all tests, and so does any
+`pytest` by itself runs one case of each test that is not marked slow. `pytest --all` runs all cases of all tests, and so does any
 call that names files or expressions, of these.
 """
 

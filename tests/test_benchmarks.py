@@ -157,6 +157,22 @@ def test_run_case_names_who_fails_and_goes_on():
     assert list(record["timed"]) == ["jxent"]
 
 
+def test_run_case_goes_on_without_who_has_no_memory_when_it_is_measured(monkeypatch):
+    programs = []
+
+    def second_fails(program):
+        programs.append(program)
+        if len(programs) == 2:
+            raise MemoryError("none left")
+        return 0
+
+    monkeypatch.setattr(measure, "_extra_bytes", second_fails)
+    record = run_tiny(scaled(1, 1))
+    (failed,) = record["failed"]
+    assert (failed["name"], failed["failed"]) == ("suspect", "MemoryError: none left")
+    assert record["timed"]["jxent"]["gradient_error"] <= 1e-6
+
+
 def test_run_case_compares_a_part_of_what_is_too_large(monkeypatch):
     monkeypatch.setattr(truth, "MOST_LOGITS", 5 * TINY.num_classes)
     record = run_tiny()
@@ -240,6 +256,9 @@ def test_budget_and_resume_add_up_to_a_whole_run(monkeypatch, tmp_path, capsys):
     assert "- absent: no_such_package not installed" in markdown
     assert f"- {names[0]}, raises: RuntimeError: no {names[0]} here" in markdown
     assert "the budget of -1 s was spent" in capsys.readouterr().out
+
+    assert cli.main([*arguments, "--budget", "-1"]) == cli.NOT_ALL_RUN
+    assert report.read_json(tmp_path / "run.json") == run
 
     run["machine"]["versions"]["jax"] = "0"
     report.write_json(tmp_path / "run.json", run)

@@ -178,8 +178,8 @@ PEERS = {
     "optax on float32": Case("", optax_on_float32, (SCORES, LABELS["ids"])),
     "optax on materialised logits": Case("", optax_on_materialised, LINEAR_SHAPES, wrt=(0, 1)),
 }
-# The compiler for the second TPU is that of the first, and what takes memory for rows in bfloat16 does in float32, where
-# nothing is converted: a loss of each kind is enough there.
+# The compiler for the second TPU is that of the first, and in float32 nothing is converted: a loss of each kind is
+# enough there. `benchmarks/results/compilers.md` has the others in float32 too.
 PROGRAMS = [
     (platform, case, dtype)
     for platform in PLATFORMS

@@ -164,7 +164,6 @@ def test_distillation_of_a_beta_that_rounds(beta):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=far * 1e-5)
 
 
-@pytest.mark.slow
 def test_distillation_of_classes_that_do_not_exist():
     student = jnp.array([[0, 1, -INF], [0, 1, 2], [0, -INF, 1], [0, 0, 0]])
     teacher = jnp.array([[1, 0, -INF], [0, 1, -INF], [0, 1, 2], [-INF, -INF, -INF]])

@@ -43,7 +43,6 @@ def materialised(hidden, kernel, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "of_both", "of_one"), [(mean, 3, 2), (mean_of_rows, 4, 3)], ids=["in the forward pass", "made again"]
 )

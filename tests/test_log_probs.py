@@ -358,7 +358,6 @@ def test_log_probs_on_a_mesh_are_those_of_one_device(rng, several, axis_type):
     assert_tree_close(jax.device_get(jax.jit(jax.value_and_grad(over_mesh))(*placed)), want, 5e-6)
 
 
-@pytest.mark.slow
 @LABELS
 def test_log_probs_in_shard_map_over_rows_and_classes(rng, several):
     arguments, fixed = mesh_arguments(rng, several)

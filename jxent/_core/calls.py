@@ -48,7 +48,7 @@ def naming_arguments(function: _Function) -> _Function:
             not_given = known.difference(positional[: len(args)], options)
             raise TypeError(f"{function.__name__}: has no argument {unknown!r}{_hint(unknown, not_given)}")
         # jax 0.10 traces derivative rules in the context of an empty mesh, and other code in that of none. Its caches
-        # tell them apart, so all of the forward pass would be traced twice (a quarter of the time that tracing takes).
+        # tell them apart, so all of the forward pass would be traced twice (a fifth of the time of tracing and lowering).
         with use_abstract_mesh(get_abstract_mesh()):
             return function(*args, **options)
 

@@ -3,10 +3,12 @@
 import inspect
 import re
 
+import jax
 import numpy as np
 import pytest
 
 import jxent
+from jxent._core.rows import state
 from tests.test_api import SIGNATURES, TAKE_MORE
 
 x = np.zeros((2, 3), np.float32)
@@ -79,3 +81,19 @@ def test_every_function_names_arguments(name):
     assert (function.__name__, function.__module__.split(".")[0]) == (name, "jxent")
     assert list(inspect.signature(function).parameters) == [*positional, *filter(None, [TAKE_MORE.get(name)]), *named]
     assert f"def {name}(" in inspect.getsource(function)
+
+
+def test_value_and_gradient_trace_a_row_once(monkeypatch):
+    traced = []
+
+    def counted(*arguments, row_state=state.row_state):
+        traced.append(arguments)
+        return row_state(*arguments)
+
+    monkeypatch.setattr(state, "row_state", counted)
+    jax.clear_caches()
+    # With so many classes the CPU has a form of its own.
+    logits = np.zeros((2, 40), np.float32)
+    jax.jit(jax.value_and_grad(lambda x: softmax(x, ids, reduction="mean"))).trace(logits)
+    jax.clear_caches()
+    assert len(traced) == 1
