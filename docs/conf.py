@@ -4,7 +4,7 @@
 
 Sphinx with MyST, because that is what the libraries around this one are documented with (JAX, Flax, Optax): guides stay
 Markdown that GitHub shows too, notebooks are shown with the outputs they were committed with, and the reference is made
-of the docstrings. Nothing is fetched while it builds; MathJax is fetched by the reader's browser.
+of the docstrings. Nothing is fetched, neither while it builds nor by the reader's browser: MathJax is part of the site.
 """
 
 import os
@@ -29,6 +29,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "examples", "figures"]
@@ -49,7 +50,6 @@ napoleon_custom_sections = ["Gradients"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-mathjax4_config = {"output": {"linebreaks": {"inline": False}}}  # a formula in a line of text stays whole
 nb_execution_mode = "off"  # the tests run the notebooks, and compare what is committed
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # there are no widgets, and these would be fetched from elsewhere
