@@ -94,8 +94,9 @@ def test_quick_run_says_where_with_what_and_who_is_absent(quick):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", machine["date"])
     assert (machine["versions"]["jax"], machine["versions"]["jxent"]) == (jax.__version__, jxent.__version__)
     timed = {entry["name"] for entry in run["results"]}
-    everybody = {c.name for c in contenders.everybody() if "chunks" not in c.name}
-    assert timed | set(run["absent"]) == everybody
+    everybody = {c.name for c in contenders.everybody()}
+    in_chunks = {name for name in everybody if "chunk" in name}  # quick cases are too small for them
+    assert everybody - in_chunks <= timed | set(run["absent"]) <= everybody
     assert not timed & set(run["absent"])
     assert "torch.compile" in run["absent"]
     for name, reason in run["absent"].items():

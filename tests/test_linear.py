@@ -7,6 +7,7 @@ import pytest
 
 import jxent
 from tests.linear_problems import fused, gradients, logits_of, make_problem, materialised
+from tests.pairs import all_pairs
 
 # Rows prime, so that chunks leave a remainder; V around and far from powers of two.
 SIZES = [((7,), 5, 2), ((2, 13), 3, 53), ((31,), 17, 301), ((5, 1, 3), 8, 2049), ((3,), 4, 50257), ((), 6, 11)]
@@ -41,16 +42,19 @@ def assert_values_and_gradients_close(actual, expected):
 
 
 # The reductions to a scalar are one rule, so that two of them are enough for each kind of labels, and chunks for two.
+OPTIONS = [
+    ("ids", None, ("none", "mean"), 4, False),
+    ("ids", 5.0, ("sum", "partial"), None, True),
+    ("soft", None, ("sum", "partial"), 4, False),
+    ("soft", 5.0, ("none", "mean"), None, True),
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "softcap", "reductions", "chunk_size", "masked"),
-    [
-        ("ids", None, ("none", "mean"), 4, False),
-        ("ids", 5.0, ("sum", "partial"), None, True),
-        ("soft", None, ("sum", "partial"), 4, False),
-        ("soft", 5.0, ("none", "mean"), None, True),
-    ],
+    ("rows", "depth", "num_classes", "kind", "softcap", "reductions", "chunk_size", "masked"),
+    [(*size, *options) for i, size in enumerate(SIZES) for options in OPTIONS[i % 2 :: 2]],
+    ids=str,
 )
-@pytest.mark.parametrize(("rows", "depth", "num_classes"), SIZES, ids=str)
 def test_linear_with_every_option_is_the_plain_formula(
     rng, x64, rows, depth, num_classes, kind, softcap, reductions, chunk_size, masked
 ):
@@ -96,10 +100,9 @@ def test_linear_of_a_transposed_kernel(rng, x64, kind):
 
 # Errors by the side of those that autodiff of float32 logits makes on the same rounded input, every result and gradient
 # rounded to its dtype. bfloat16 and float16 round the gradient of the logits too, as a model that holds such logits does.
-@pytest.mark.parametrize(("dtype", "allowed", "floor"), [(np.float32, 1.5, 2e-7), (jnp.bfloat16, 3.0, 2e-3)])
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("scale", [1.0, 0.02])
-def test_linear_errors_are_within_the_budget(rng, dtype, allowed, floor, reduction, scale):
+@pytest.mark.parametrize(*all_pairs(dtype=[np.float32, jnp.bfloat16], reduction=["none", "mean"], scale=[1.0, 0.02]))
+def test_linear_errors_are_within_the_budget(rng, dtype, reduction, scale):
+    allowed, floor = (1.5, 2e-7) if dtype == np.float32 else (3.0, 2e-3)
     with jax.enable_x64(True):
         problem = make_problem(rng, (64,), 32, 2049, "ids", scale=scale, bare=scale < 1, dtype=np.float64)
         rounded = jax.tree.map(lambda a: jnp.asarray(jnp.asarray(a, dtype), np.float64), problem.arguments)
@@ -257,8 +260,7 @@ def with_log_z(loss, aux, where):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ids", "soft"])
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize(("reduction", "kind"), [("none", "ids"), ("sum", "soft"), ("mean", "ids"), ("mean", "soft")])
 def test_linear_aux_log_z_carries_its_gradient(rng, x64, reduction, kind):
     problem = make_problem(rng, (2, 7), 5, 9, kind, softcap=4.0)
     where, cotangent = problem.fixed["where"], problem.cotangents[reduction]
@@ -323,12 +325,13 @@ def test_linear_aux_nll_and_entropy_are_plain(rng, x64, kind):
         assert all(not np.any(slope) for slope in jax.tree.leaves(slopes))
 
 
-WEIGHTS = [1e-8, 1e-5, 1.0, 1e5]
-
-
-@pytest.mark.parametrize("by", ["sample_weight", "class_weight"])
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize(
+    *all_pairs(
+        weight=[1e-8, 1e-5, 1.0, 1e5],
+        reduction=["none", "sum", "mean"],
+        by=["sample_weight", "class_weight"],
+    )
+)
 def test_linear_float16_gradients_do_not_depend_on_the_scale_of_the_weights(rng, weight, reduction, by):
     """Against float64 of the same rounded arguments. What float16 does not hold in the end a loss scale makes it hold."""
     n, d, v = 24, 16, 40
@@ -397,9 +400,13 @@ def test_linear_float16_confident_and_bad_rows(reduction):
     assert np.isnan(d_kernel).any()
 
 
-@pytest.mark.parametrize("others", [np.float32, np.float64])
-@pytest.mark.parametrize("labels", [jnp.bfloat16, np.float32, np.float64])
-@pytest.mark.parametrize("hidden", [jnp.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    *all_pairs(
+        hidden=[jnp.bfloat16, np.float32, np.float64],
+        labels=[jnp.bfloat16, np.float32, np.float64],
+        others=[np.float32, np.float64],
+    )
+)
 def test_linear_arguments_of_any_width_beside_another(rng, x64, hidden, labels, others):
     """Nothing promotes silently in the tests: each is cast, and its gradient back."""
     problem = make_problem(rng, (6,), 5, 7, "soft", softcap=4.0)

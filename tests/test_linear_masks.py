@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jxent
 from tests.linear_problems import fused, make_problem, materialised
+from tests.pairs import all_pairs
 from tests.test_linear import assert_tree_close
 from tests.test_sharding import make_mesh
 from tools.hlo import collectives
@@ -52,9 +53,7 @@ def value_and_slopes(loss, problem, reduction, **options):
     return jax.jit(f)
 
 
-@KINDS
-@REDUCTIONS
-@pytest.mark.parametrize("chunk_size", [1, 2, 4, 5, N, None])
+@pytest.mark.parametrize(*all_pairs(chunk_size=[1, 2, 4, 5, N, None], reduction=["none", "mean"], kind=["ids", "soft"]))
 def test_masked_rows_are_not_there(rng, x64, chunk_size, reduction, kind):
     problem = make_problem(rng, (N,), D, V, kind, softcap=4.0)
     ours = value_and_slopes(fused, problem, reduction, chunk_size=chunk_size)

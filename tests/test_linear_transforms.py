@@ -10,6 +10,7 @@ import pytest
 
 import jxent
 from tests.linear_problems import Problem, fused, make_problem, materialised
+from tests.pairs import all_pairs
 from tests.test_linear import assert_tree_close
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -221,9 +222,9 @@ def test_linear_export_with_symbolic_batch(rng, chunk_size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("kind", ["ids", "soft"])
-@pytest.mark.parametrize("constraints", [(), ("v >= 16", "v <= 4000")], ids=["unbounded", "bounded"])
+@pytest.mark.parametrize(
+    *all_pairs(constraints=[(), ("v >= 16", "v <= 4000")], kind=["ids", "soft"], transposed=[False, True])
+)
 def test_linear_export_with_symbolic_width_and_classes(rng, constraints, kind, transposed):
     """Where a number is asked for, and there is none, it goes on with what is right for any."""
     sizes = [(5, 3, 17), (700, 4, 100)]

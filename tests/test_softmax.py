@@ -10,6 +10,7 @@ import pytest
 import jxent
 from tests import oracle
 from tests.losses import LOSSES, MULTICLASS, NUM_CLASSES, assert_close, by_name
+from tests.pairs import all_pairs
 
 REDUCTIONS = ("none", "sum", "mean", "partial")
 NO_CLASS = -(2**31)
@@ -81,7 +82,7 @@ def test_sigmoid_of_scalars():
     assert_close(jxent.binary_cross_entropy_from_probs(0.25, 1, pos_weight=3.0), 3 * np.log(4))
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, -3])
+@pytest.mark.parametrize("axis", [0, 2, -1, -3])
 @pytest.mark.parametrize("loss", **by_name(MULTICLASS))
 def test_axis_is_the_class_axis(loss, axis, rng):
     scores, labels = loss.inputs(rng, (2, 3, 4))
@@ -208,41 +209,35 @@ def masked(loss, diff, fixed, reduction="none"):
     return loss.call(options.pop("scores"), options.pop("labels"), reduction=reduction, **options)
 
 
-@functools.cache
-def compiled_masked(loss, reduction="none"):
-    """One function for all poisons."""
-    return jax.jit(functools.partial(masked, loss, reduction=reduction))
-
-
-@pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("loss", **by_name(LOSSES))
-def test_masked_rows_are_exactly_zero(loss, poison, rng):
+def test_masked_rows_are_exactly_zero(loss, rng):
     """Scores, labels and weights of a masked row may hold anything: not a trace of it reaches value or gradient."""
-    scores, labels = loss.inputs(rng, (5, 2))
+    scores, labels = loss.inputs(rng, (3 + len(POISON), 2))
     rows = loss.rows(scores)
     clean = {"scores": scores, **options_of(loss, rng, rows)}
     clean = {k: np.asarray(v, np.float32) for k, v in clean.items() if k != "where"}
-    clean_fixed = {"where": np.arange(5).reshape(5, *(1 for _ in rows[1:])) != 3}
+    counts = np.arange(len(scores)) < 3
+    clean_fixed = {"where": counts.reshape(-1, *(1 for _ in rows[1:]))}
     (clean_fixed if loss.has_ids else clean)["labels"] = labels
     dirty, dirty_fixed = ({k: np.array(v) for k, v in part.items()} for part in (clean, clean_fixed))
     for name in {"scores", "labels", "sample_weight"} & set(dirty):
-        dirty[name][3] = poison
+        dirty[name][3:] = np.reshape(POISON, (-1, *(1 for _ in dirty[name].shape[1:])))
     if loss.has_ids:
-        dirty_fixed["labels"][3] = -7
+        dirty_fixed["labels"][3:] = -7
 
     for reduction in REDUCTIONS:
         want = masked(loss, clean, clean_fixed, reduction)
-        got = compiled_masked(loss, reduction)(dirty, dirty_fixed)
+        got = jax.jit(functools.partial(masked, loss, reduction=reduction))(dirty, dirty_fixed)
         assert_close(jnp.hstack(jax.tree.leaves(got)), jnp.hstack(jax.tree.leaves(want)))
     value = masked(loss, dirty, dirty_fixed)
-    assert not np.any(value[3])
+    assert not np.any(value[~counts])
     cotangent = jnp.asarray(rng.normal(size=value.shape), jnp.float32)
-    for run in (functools.partial(masked, loss), compiled_masked(loss)):
+    for run in (functools.partial(masked, loss), jax.jit(functools.partial(masked, loss))):
         want = jax.vjp(lambda diff, run=run: run(diff, clean_fixed), clean)[1](cotangent)[0]
         got = jax.vjp(lambda diff, run=run: run(diff, dirty_fixed), dirty)[1](cotangent)[0]
         for name in got:
             if name in ("scores", "labels", "sample_weight"):
-                assert not np.any(got[name][3]), name
+                assert not np.any(got[name][~counts]), name
             assert_close(got[name], want[name])
 
 
@@ -491,9 +486,11 @@ def test_vocabulary_beyond_float32_integers():
 
 
 @pytest.mark.usefixtures("devices")
-@pytest.mark.parametrize("axis", [-1, 0])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
-@pytest.mark.parametrize("num_classes", [8191, 8192, 2**14 + 100, 2**16 + 1])
+@pytest.mark.parametrize(
+    *all_pairs(
+        num_classes=[8191, 8192, 2**14 + 100, 2**16 + 1], dtype=[np.float32, np.float16, jnp.bfloat16], axis=[-1, 0]
+    )
+)
 def test_labels_anywhere_in_a_long_row(num_classes, dtype, axis, rng):
     """The classes near a label are summed by themselves: at the ends of windows, and in a last one that is cut short."""
     from_an_end = np.array([0, 1, 127, 128, 255, 256, 511, 512])

@@ -63,23 +63,24 @@ def test_states_along_every_axis(rng, axis, num_classes):
 
 @SIZES
 @DTYPES
-@pytest.mark.parametrize("where", ["at the maximum", "beside it", "anywhere", "nowhere"])
-def test_ids_have_the_plain_state_where_they_are_at_the_maximum_and_its_log_everywhere(rng, num_classes, dtype, where):
+def test_ids_have_the_plain_state_where_they_are_at_the_maximum_and_its_log_everywhere(rng, num_classes, dtype):
     x, q, w = make_problem(rng, num_classes, dtype)
     true = textbook_state(x, q, w)
-    ids = {
+    log = np.log1p(true.excess).astype(np.float64)
+    places = {
         "at the maximum": true.top,
         "beside it": (true.top + 1) % num_classes,
         "anywhere": rng.integers(num_classes, size=len(x)),
         "nowhere": np.full(len(x), -1),
-    }[where].astype(np.int32)
-    actual, entry = on_the_cpu(Wanted(), 1, x, ids, None, None)
-    if where != "nowhere":
-        np.testing.assert_array_equal(entry, np.take_along_axis(x, ids[:, None], 1)[:, 0].astype(np.float32))
-    np.testing.assert_array_equal(actual.row_max, true.row_max.astype(np.float32))
-    log = np.log1p(true.excess).astype(np.float64)
-    rtol, atol = (1e-5, 1e-36) if where == "at the maximum" else (1e-5, 2e-7)
-    np.testing.assert_allclose(np.log1p(np.asarray(actual.excess, np.float64)), log, rtol=rtol, atol=atol)
+    }
+    for where, ids in places.items():
+        actual, entry = on_the_cpu(Wanted(), 1, x, ids.astype(np.int32), None, None)
+        if where != "nowhere":
+            np.testing.assert_array_equal(entry, np.take_along_axis(x, ids[:, None], 1)[:, 0].astype(np.float32), where)
+        np.testing.assert_array_equal(actual.row_max, true.row_max.astype(np.float32), where)
+        atol = 1e-36 if where == "at the maximum" else 2e-7
+        excess = np.asarray(actual.excess, np.float64)
+        np.testing.assert_allclose(np.log1p(excess), log, rtol=1e-5, atol=atol, err_msg=where)
 
 
 @SIZES
