@@ -39,6 +39,7 @@ _HALF_WITH_EXTRA = {
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="all cases of all tests, and not one case of each quick one")
     parser.addoption("--half", type=int, choices=(0, 1), help="every second case of tests that have several")
+    parser.addoption("--quickly", action="store_true", help="LLVM optimises only the first case of each test")
     parser.addoption("--but", metavar="XML", help="without the cases that passed in the run of this JUnit report")
 
 
@@ -54,9 +55,17 @@ def pytest_collection_modifyitems(config, items):
     if config.option.but:
         passed = _passed(config.option.but)
         kept = [item for item in kept if _reported(item) not in passed]
+    for _, cases in groupby(kept, _test_of):
+        for case in list(cases)[1:]:
+            case.compiled_quickly = config.option.quickly
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
+
+
+def pytest_runtest_setup(item):
+    # Compiling is most of what the tests take, and LLVM's optimisations a third of that. XLA's own stay as they are.
+    jax.config.update("jax_disable_most_optimizations", getattr(item, "compiled_quickly", False))
 
 
 def _test_of(item):

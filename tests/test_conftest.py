@@ -34,15 +34,17 @@ class Item:
         return name == "slow" and "test_slow" in self.nodeid
 
 
-def chosen(*, run_all=False, half=None, but=None):
+def chosen(*, run_all=False, half=None, but=None, quickly=False):
     left_out = []
     hook = SimpleNamespace(pytest_deselected=lambda *, items: left_out.extend(items))
-    config = SimpleNamespace(option=SimpleNamespace(all=run_all, half=half, but=but), hook=hook)
+    config = SimpleNamespace(option=SimpleNamespace(all=run_all, half=half, but=but, quickly=quickly), hook=hook)
     items = [Item(nodeid) for nodeid in CASES]
     everything = list(items)
     conftest.pytest_collection_modifyitems(config, items)
     assert [each for each in everything if each in items or each in left_out] == everything
     assert len(items) + len(left_out) == len(everything)
+    if quickly:
+        return [each.nodeid for each in items if not getattr(each, "compiled_quickly", False)]
     return [each.nodeid for each in items]
 
 
@@ -56,6 +58,11 @@ def test_quick_tier_has_one_case_of_each_quick_test():
 
 def test_all_is_all():
     assert chosen(run_all=True) == CASES
+
+
+def test_first_case_of_each_test_is_compiled_as_users_do():
+    firsts = chosen(run_all=True, quickly=True)
+    assert firsts == [nodeid for nodeid in CASES if not nodeid.endswith(("[soft]", "[sparse]", "[2]", "[sum]"))]
 
 
 def test_halves_share_the_cases_out_and_every_test_is_in_both():
@@ -79,7 +86,7 @@ def test_only_what_passed_is_left_out(tmp_path, outcome):
         "<testsuites><testsuite>"
         '<testcase classname="tests.test_softmax" name="test_axis[soft]" time="1" />'
         f'<testcase classname="tests.test_softmax" name="test_one_case"><{outcome} message="no" /></testcase>'
-        '<testcase classname="tests.test_focal" name="test_axis[ids]" />'
+        '<testcase classname="tests.test_probs" name="test_axis[ids]" />'
         "</testsuite></testsuites>",
         encoding="utf-8",
     )

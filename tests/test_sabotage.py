@@ -26,9 +26,10 @@ class Sabotage(NamedTuple):
 STATE, RULE, ON_CPU = "_core/rows/state.py", "_core/rows/rule.py", "_core/rows/cpu.py"
 LOSSES, TARGETS = "_core/rows/losses.py", "_core/targets.py"
 OF_STATE = "tests/_core/rows/test_state.py"
-SOFTMAX, VOCAB_AXIS = "tests/test_softmax.py", "tests/test_vocab_axis.py"
+SOFTMAX, VOCAB_AXIS = "tests/test_softmax.py", "tests/_core/test_shards.py"
 LINEAR, PRODUCTS, CHUNKS = (f"_core/linear/{room}.py" for room in ("rule", "products", "chunks"))
-FUSED, FUSED_ON_MESHES, FUSED_MASKS = (f"tests/test_linear{of}.py" for of in ("", "_meshes", "_masks"))
+FUSED, FUSED_ON_MESHES = "tests/test_linear.py", "tests/_core/linear/test_meshes.py"
+FUSED_MASKS = "tests/_core/linear/test_passes.py"
 OF_DISTILLATION = "tests/test_distillation.py"
 OF_LOG_PROBS = "tests/test_log_probs.py"
 PROBABILITIES, PROBS = "_core/rows/probabilities.py", "tests/test_probs.py"
