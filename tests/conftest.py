@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config, items):
         kept = [item for item in kept if _reported(item) not in passed]
     for _, cases in groupby(kept, _test_of):
         for case in list(cases)[1:]:
-            case.compiled_quickly = config.option.quickly
+            case.compiled_quickly = config.option.quickly and not case.get_closest_marker("to_the_bit")
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept

@@ -39,14 +39,14 @@ SABOTAGES = {
         "jnp.where(where, field, 0), rows)",
         "field, rows)",
         SOFTMAX,
-        "masked_rows_are_exactly_zero and nan and softmax",
+        "masked_rows_are_exactly_zero and softmax",
     ),
     "mask dropped from the gradient": Sabotage(
         RULE,
         "jnp.where(mask, jnp.exp(d), 0)",
         "jnp.exp(d)",
         SOFTMAX,
-        "masked_rows_are_exactly_zero and nan and softmax",
+        "masked_rows_are_exactly_zero and softmax",
     ),
     "ignore_index dropped": Sabotage(TARGETS, "if kept is not None:", "if False:", SOFTMAX, "ignore_index_masks"),
     "smoothing dropped": Sabotage(
