@@ -39,7 +39,7 @@ _HALF_WITH_EXTRA = {
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="all cases of all tests, and not one case of each quick one")
     parser.addoption("--half", type=int, choices=(0, 1), help="every second case of tests that have several")
-    parser.addoption("--quickly", action="store_true", help="LLVM optimises only the first case of each test")
+    parser.addoption("--quickly", action="store_true", help="LLVM optimises one case of each test, here or in --but")
     parser.addoption("--but", metavar="XML", help="without the cases that passed in the run of this JUnit report")
 
 
@@ -52,12 +52,15 @@ def pytest_collection_modifyitems(config, items):
     kept = items if config.option.all else [item for item in items if not item.get_closest_marker("slow")]
     if not config.option.all or config.option.half is not None:
         kept = [item for _, cases in groupby(kept, _test_of) for item in _some_of(list(cases), config.option)]
-    if config.option.but:
-        passed = _passed(config.option.but)
-        kept = [item for item in kept if _reported(item) not in passed]
-    for _, cases in groupby(kept, _test_of):
-        for case in list(cases)[1:]:
-            case.compiled_quickly = config.option.quickly and not case.get_closest_marker("to_the_bit")
+    passed = _passed(config.option.but) if config.option.but else set()
+    kept = [item for item in kept if _reported(item) not in passed]
+    if config.option.quickly:
+        optimised = {(module, name.partition("[")[0]) for module, name in passed}
+        for case in kept:
+            module, name = _reported(case)
+            test = module, name.partition("[")[0]
+            case.compiled_quickly = test in optimised and not case.get_closest_marker("to_the_bit")
+            optimised.add(test)
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept

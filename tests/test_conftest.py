@@ -92,3 +92,5 @@ def test_only_what_passed_is_left_out(tmp_path, outcome):
     )
     want = [nodeid for nodeid in CASES if nodeid != "tests/test_softmax.py::test_axis[soft]"]
     assert chosen(run_all=True, but=str(report)) == want
+    # That case was compiled as users do, so that no other one of its test has to be.
+    assert not [nodeid for nodeid in chosen(run_all=True, but=str(report), quickly=True) if "test_axis" in nodeid]
