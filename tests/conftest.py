@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config, items):
         for case in kept:
             module, name = _reported(case)
             test = module, name.partition("[")[0]
-            case.compiled_quickly = test in optimised and not case.get_closest_marker("to_the_bit")
+            case.compiled_quickly = test in optimised and not case.get_closest_marker("optimised")
             optimised.add(test)
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])

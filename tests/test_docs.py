@@ -149,6 +149,7 @@ def test_docs_relative_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in page.read_text("utf-8")], ids=lambda p: p.stem)
 def test_docs_examples_print_what_they_say(page):
     run_examples(page)

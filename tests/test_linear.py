@@ -150,7 +150,7 @@ def test_linear_is_softmax_cross_entropy_with_aux(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.to_the_bit
+@pytest.mark.optimised
 @pytest.mark.parametrize(("kind", "reduction"), [("ids", "mean"), ("soft", "none")])
 def test_linear_softcap_of_inf_is_none(rng, kind, reduction):
     """To the bit, in value and gradients, the number as much as one that is traced; −inf and `finfo.min` included."""

@@ -129,7 +129,7 @@ SABOTAGES = {
         "softcap(logits, shared.logit_softcap)",
         "logits + lax.stop_gradient(softcap(logits, shared.logit_softcap) - logits)",
         FUSED,
-        "plain_formula and 31 and 5.0",
+        "plain_formula and 13 and 5.0",
     ),
     "d_hidden not added over the classes' devices": Sabotage(
         "_core/linear/meshes.py",

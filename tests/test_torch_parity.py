@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jxent
+from tests.pairs import all_pairs
 
 torch = pytest.importorskip("torch", reason="parity extra: torch is not installed")
 
@@ -55,12 +56,15 @@ def assert_parity(ours, theirs, rng, *inputs):
 
 
 @pytest.mark.parametrize(
-    ("weighted", "label_smoothing", "ignore_index"),
-    [(False, 0.0, -100), (True, 0.0, 2), (False, 0.1, 2), (True, 0.3, 2), (True, 1.0, -100)],
+    *all_pairs(
+        shape=SHAPES,
+        reduction=REDUCTIONS,
+        options=[(False, 0.0, -100), (True, 0.0, 2), (False, 0.1, 2), (True, 0.3, 2), (True, 1.0, -100)],
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_softmax_cross_entropy_ids_agree_with_torch(rng, shape, reduction, weighted, label_smoothing, ignore_index):
+def test_softmax_cross_entropy_ids_agree_with_torch(rng, shape, reduction, options):
+    weighted, label_smoothing, ignore_index = options
     logits = 3 * rng.normal(size=shape)
     labels = np.asarray(rng.integers(NUM_CLASSES, size=rows_of(shape)))
     if labels.ndim == 0:
@@ -93,9 +97,10 @@ def test_softmax_cross_entropy_ids_agree_with_torch(rng, shape, reduction, weigh
     assert_parity(ours, theirs, rng, logits)
 
 
-@pytest.mark.parametrize(("weighted", "label_smoothing"), [(False, 0.0), (True, 0.0), (False, 0.1), (True, 0.3)])
-@pytest.mark.parametrize("reduction", ["none", "sum"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    *all_pairs(shape=SHAPES, reduction=["none", "sum"], weighted=[False, True], label_smoothing=[0.0, 0.1, 0.3]),
+    ids=str,
+)
 def test_softmax_cross_entropy_distributions_agree_with_torch(rng, shape, reduction, weighted, label_smoothing):
     """Gradients by the distributions too."""
     weight = rng.uniform(0.2, 3, NUM_CLASSES) if weighted else None
@@ -137,9 +142,9 @@ def test_softmax_cross_entropy_mean_of_nothing_is_zero_where_torch_is_nan(rng):
     np.testing.assert_array_equal(np.asarray(grad), np.zeros_like(logits))
 
 
-@pytest.mark.parametrize(("weighted", "ignore_index"), [(False, -100), (True, 2)])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    *all_pairs(shape=SHAPES, reduction=REDUCTIONS, weighted=[False, True], ignore_index=[-100, 2]), ids=str
+)
 def test_cross_entropy_from_log_probs_agrees_with_torch_nll_loss(rng, shape, reduction, weighted, ignore_index):
     axis = SHAPES[shape]
     labels = np.asarray(rng.integers(NUM_CLASSES, size=rows_of(shape)))
@@ -167,11 +172,14 @@ ELEMENTS = [(5,), (2, 3, 5)]
 
 
 @pytest.mark.parametrize(
-    ("weight", "pos_weight"),
-    [("none", "none"), ("none", "scalar"), ("columns", "columns"), ("elements", "scalar"), ("elements", "columns")],
+    *all_pairs(
+        shape=ELEMENTS,
+        reduction=["none", "sum"],
+        weight=["none", "columns", "elements"],
+        pos_weight=["none", "scalar", "columns"],
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("reduction", ["none", "sum"])
-@pytest.mark.parametrize("shape", ELEMENTS, ids=str)
 def test_sigmoid_binary_cross_entropy_agrees_with_torch(rng, shape, reduction, weight, pos_weight):
     """torch's weight of elements is sample_weight, its weight of columns class_weight. Gradients by labels too."""
     pos = {"none": None, "scalar": np.asarray(2.5), "columns": rng.uniform(0.2, 4, 5)}[pos_weight]
@@ -203,10 +211,15 @@ def test_sigmoid_binary_cross_entropy_mean_divides_by_weights_where_torch_counts
     assert np.isclose(float(ours), theirs, rtol=1e-9) == (not weighted)
 
 
-@pytest.mark.parametrize("labels", ["hard", "soft"])
-@pytest.mark.parametrize("weight", ["none", "columns", "elements"])
-@pytest.mark.parametrize("reduction", ["none", "sum"])
-@pytest.mark.parametrize("shape", ELEMENTS, ids=str)
+@pytest.mark.parametrize(
+    *all_pairs(
+        shape=ELEMENTS,
+        reduction=["none", "sum"],
+        weight=["none", "columns", "elements"],
+        labels=["hard", "soft"],
+    ),
+    ids=str,
+)
 def test_binary_cross_entropy_from_probs_agrees_with_torch(rng, shape, reduction, weight, labels):
     w = {"none": None, "columns": rng.uniform(0.2, 3, 5), "elements": rng.uniform(0.2, 3, shape)}[weight]
     mine = {"none": {}, "columns": {"class_weight": w}, "elements": {"sample_weight": w}}[weight]

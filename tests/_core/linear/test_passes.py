@@ -82,7 +82,7 @@ def test_masked_rows_beside_a_bad_kernel(rng, reduction, bad):
 
 
 @pytest.mark.slow
-@pytest.mark.to_the_bit
+@pytest.mark.optimised
 @REDUCTIONS
 def test_ignored_ids_are_masked_rows(rng, reduction):
     problem = make_problem(rng, (N,), D, V, "ids", dtype=np.float32)
