@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jxent
+from tests import oracle
 
 
 @dataclass(frozen=True)
@@ -84,24 +85,12 @@ def logits_of(a):
 def materialised(arguments, *, reduction="none", where=None, **labels):
     """The plain formula, differentiated by jax, on logits that are held whole."""
     a = {**arguments, **labels}
-    logits = logits_of(a)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    num_classes = logits.shape[-1]
-    w = jnp.expand_dims(a.get("class_weight", jnp.ones(num_classes, logits.dtype)), range(logits.ndim - 1))
-    q = a["labels"]
-    if jnp.issubdtype(q.dtype, jnp.integer):
-        q = jax.nn.one_hot(q, num_classes, dtype=logits.dtype)
-    smoothing = a.get("label_smoothing", jnp.zeros((), logits.dtype))
-    smooth = (1 - smoothing) * q + smoothing / num_classes
-    rows = -jnp.sum(w * smooth * (logits - log_z[..., None]), -1)
-    rows = rows + a.get("z_loss", jnp.zeros((), logits.dtype)) * jnp.square(log_z)
-    scale = a.get("sample_weight", jnp.ones(log_z.shape, logits.dtype))
-    scale = scale if where is None else jnp.where(where, scale, 0)
-    if reduction == "none":
-        return scale * rows
-    total, weight = jnp.sum(scale * rows), jnp.sum(scale * jnp.sum(w * q, -1))
-    mean = jnp.where(weight == 0, 0, total) / jnp.where(weight == 0, 1, weight)
-    return {"sum": total, "mean": mean, "partial": jxent.Mean(total, weight)}[reduction]
+    options = {name: a[name] for name in ("class_weight", "label_smoothing", "z_loss") if name in a}
+    rows, weight = oracle.softmax_rows(logits_of(a), a["labels"], **options, xp=jnp)
+    reduced = oracle.reduce(
+        rows, weight, sample_weight=a.get("sample_weight"), where=where, reduction=reduction, xp=jnp
+    )
+    return jxent.Mean(*reduced) if reduction == "partial" else reduced
 
 
 def gradients(loss, arguments, problem, cotangent, **options):

@@ -20,7 +20,7 @@ class Loss:
     Attributes:
         name: of the function, and of the kind of labels.
         call: the function, `call(scores, labels, **options)`.
-        oracle: its rows and row weights in float64 NumPy, `oracle(scores, labels, **options)`.
+        oracle: its rows and row weights by the textbook, `oracle(scores, labels, **options)`.
         scores: makes scores, `scores(rng, rows)`, float64 NumPy, with the class axis last where there is one.
         labels: makes labels, `labels(rng, rows)`.
         is_binary: whether every element is a row.

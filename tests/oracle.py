@@ -1,108 +1,126 @@
-"""The losses as the textbook writes them, in float64 NumPy: slow, plain, and sharing no line with the package.
+"""The losses as the textbook writes them: slow, plain, and sharing no line with the package.
 
 Every function returns rows and the weight of each row in a mean, before sample weights and masks; `reduce` does those.
+By default in float64 NumPy; with `xp=jnp` in JAX and the dtype of the scores, to be differentiated.
 """
 
 import numpy as np
+from jax import lax
 
 
-def softmax_rows(logits, labels, *, class_weight=None, label_smoothing=0.0, z_loss=0.0, axis=-1):
-    x = np.moveaxis(np.asarray(logits, np.float64), axis, -1)
+def softmax_rows(logits, labels, *, class_weight=None, label_smoothing=0.0, z_loss=0.0, axis=-1, xp=np):
+    x = xp.moveaxis(_floats(xp, logits), axis, -1)
     with np.errstate(divide="ignore"):
-        row_max = x.max(-1, keepdims=True)
-        log_z = row_max + np.log(np.exp(x - row_max).sum(-1, keepdims=True))
-    rows, weight = log_prob_rows(
-        np.moveaxis(x - log_z, -1, axis), labels, class_weight=class_weight, label_smoothing=label_smoothing, axis=axis
-    )
+        row_max = _row_max(xp, x)
+        log_z = row_max + xp.log(xp.exp(x - row_max).sum(-1, keepdims=True))
+    options = {"class_weight": class_weight, "label_smoothing": label_smoothing, "axis": axis, "xp": xp}
+    rows, weight = log_prob_rows(xp.moveaxis(x - log_z, -1, axis), labels, **options)
     return rows + z_loss * log_z[..., 0] ** 2, weight
 
 
-def log_prob_rows(log_probs, labels, *, class_weight=None, label_smoothing=0.0, axis=-1):
-    log_p = np.moveaxis(np.asarray(log_probs, np.float64), axis, -1)
+def log_prob_rows(log_probs, labels, *, class_weight=None, label_smoothing=0.0, axis=-1, xp=np):
+    log_p = xp.moveaxis(_floats(xp, log_probs), axis, -1)
     num_classes = log_p.shape[-1]
-    w = np.ones(num_classes) if class_weight is None else np.asarray(class_weight, np.float64)
-    q = distributions(labels, num_classes, axis)
-    live = log_p > -np.inf
-    smooth = (1 - label_smoothing) * q + label_smoothing * live / live.sum(-1, keepdims=True)
-    target = w * smooth
-    with np.errstate(invalid="ignore"):
-        terms = np.where(target == 0, 0, target * log_p)
-    return -terms.sum(-1), (w * q).sum(-1)
+    w = xp.ones(num_classes, log_p.dtype) if class_weight is None else _floats(xp, class_weight, log_p)
+    w = w.reshape((1,) * (log_p.ndim - 1) + (num_classes,))
+    q = distributions(labels, num_classes, axis, xp).astype(log_p.dtype)
+    target, dead = w * smoothed(q, label_smoothing, log_p), log_p == -np.inf
+    # Where a class of −inf has no part of the target, neither the loss nor its derivatives know of it.
+    infinite = xp.where(dead & (target != 0), np.inf, 0.0).sum(-1).astype(log_p.dtype)
+    return infinite - (target * xp.where(dead, 0, log_p)).sum(-1), (w * q).sum(-1)
 
 
-def prob_rows(probs, labels, *, class_weight=None, label_smoothing=0.0, axis=-1):
+def prob_rows(probs, labels, *, class_weight=None, label_smoothing=0.0, axis=-1, xp=np):
     with np.errstate(divide="ignore"):
-        log_p = np.maximum(np.log(np.asarray(probs, np.float64)), -100)
-    return log_prob_rows(log_p, labels, class_weight=class_weight, label_smoothing=label_smoothing, axis=axis)
+        log_p = xp.maximum(xp.log(_floats(xp, probs)), -100)
+    options = {"class_weight": class_weight, "label_smoothing": label_smoothing, "axis": axis, "xp": xp}
+    return log_prob_rows(log_p, labels, **options)
 
 
-def softmax_focal_rows(logits, labels, *, gamma=2.0, class_weight=None, axis=-1):
-    rows, weight = softmax_rows(logits, labels, class_weight=class_weight, axis=axis)
-    return misses(logits, labels, axis=axis) ** gamma * rows, weight
+def softmax_focal_rows(logits, labels, *, gamma=2.0, class_weight=None, axis=-1, xp=np):
+    rows, weight = softmax_rows(logits, labels, class_weight=class_weight, axis=axis, xp=xp)
+    return misses(logits, labels, axis=axis, xp=xp) ** gamma * rows, weight
 
 
-def poly1_rows(logits, labels, *, epsilon=2.0, class_weight=None, label_smoothing=0.0, axis=-1):
-    rows, weight = softmax_rows(logits, labels, class_weight=class_weight, label_smoothing=label_smoothing, axis=axis)
-    return rows + epsilon * misses(logits, labels, label_smoothing=label_smoothing, axis=axis), weight
+def poly1_rows(logits, labels, *, epsilon=2.0, class_weight=None, label_smoothing=0.0, axis=-1, xp=np):
+    options = {"label_smoothing": label_smoothing, "axis": axis, "xp": xp}
+    rows, weight = softmax_rows(logits, labels, class_weight=class_weight, **options)
+    return rows + epsilon * misses(logits, labels, **options), weight
 
 
-def misses(logits, labels, *, label_smoothing=0.0, axis=-1):
+def misses(logits, labels, *, label_smoothing=0.0, axis=-1, xp=np):
     """Σ_c q_c (1 − p_c)."""
-    x = np.moveaxis(np.asarray(logits, np.float64), axis, -1)
-    e = np.exp(x - x.max(-1, keepdims=True))
-    p, live = e / e.sum(-1, keepdims=True), x > -np.inf
-    q = (1 - label_smoothing) * distributions(labels, x.shape[-1], axis)
-    q = q + label_smoothing * live / live.sum(-1, keepdims=True)
-    return (q * (1 - p)).sum(-1)
+    x = xp.moveaxis(_floats(xp, logits), axis, -1)
+    e = xp.exp(x - _row_max(xp, x))
+    q = smoothed(distributions(labels, x.shape[-1], axis, xp).astype(x.dtype), label_smoothing, x)
+    return (q * (1 - e / e.sum(-1, keepdims=True))).sum(-1)
 
 
-def distributions(labels, num_classes, axis=-1):
+def smoothed(q, label_smoothing, scores):
+    """Smoothing is shared by the classes that exist."""
+    live = (scores > -np.inf).astype(scores.dtype)
+    return (1 - label_smoothing) * q + label_smoothing * live / live.sum(-1, keepdims=True)
+
+
+def distributions(labels, num_classes, axis=-1, xp=np):
     """Ids → one-hot, the class axis last; an id that is no class gives a row of zeros."""
-    labels = np.asarray(labels)
+    labels = xp.asarray(labels)
     if labels.dtype.kind in "iu":
-        return (labels[..., None] == np.arange(num_classes)).astype(np.float64)
-    return np.moveaxis(labels.astype(np.float64), axis, -1)
+        classes = xp.arange(num_classes).reshape((1,) * labels.ndim + (-1,))
+        return (labels[..., None].astype(classes.dtype) == classes).astype(np.float32)
+    return xp.moveaxis(labels, axis, -1)
 
 
-def sigmoid_elements(logits, labels, *, pos_weight=1.0, class_weight=1.0, label_smoothing=0.0):
-    x = np.asarray(logits, np.float64)
-    return _binary(-np.logaddexp(0, -x), -np.logaddexp(0, x), labels, pos_weight, class_weight, label_smoothing)
+def sigmoid_elements(logits, labels, *, pos_weight=1.0, class_weight=1.0, label_smoothing=0.0, xp=np):
+    x = _floats(xp, logits)
+    log_probs = -xp.logaddexp(0, -x), -xp.logaddexp(0, x)
+    return _binary(*log_probs, labels, pos_weight, class_weight, label_smoothing, xp)
 
 
-def sigmoid_focal_elements(logits, labels, *, alpha=None, gamma=2.0):
-    y = np.asarray(labels, np.float64)
-    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
-    rows, weight = sigmoid_elements(logits, labels)
+def sigmoid_focal_elements(logits, labels, *, alpha=None, gamma=2.0, xp=np):
+    x = _floats(xp, logits)
+    y = _floats(xp, labels, x)
+    miss = y * xp.exp(-xp.logaddexp(0, x)) + (1 - y) * xp.exp(-xp.logaddexp(0, -x))
+    rows, weight = sigmoid_elements(logits, labels, xp=xp)
     balance = 1 if alpha is None else alpha * y + (1 - alpha) * (1 - y)
-    return balance * (y * (1 - p) + (1 - y) * p) ** gamma * rows, weight
+    return balance * miss**gamma * rows, weight
 
 
-def prob_elements(probs, labels, *, pos_weight=1.0, class_weight=1.0, label_smoothing=0.0):
-    p = np.asarray(probs, np.float64)
+def prob_elements(probs, labels, *, pos_weight=1.0, class_weight=1.0, label_smoothing=0.0, xp=np):
+    p = _floats(xp, probs)
     with np.errstate(divide="ignore"):
-        log_p, log_1mp = np.maximum(np.log(p), -100), np.maximum(np.log1p(-p), -100)
-    return _binary(log_p, log_1mp, labels, pos_weight, class_weight, label_smoothing)
+        log_probs = xp.maximum(xp.log(p), -100), xp.maximum(xp.log1p(-p), -100)
+    return _binary(*log_probs, labels, pos_weight, class_weight, label_smoothing, xp)
 
 
-def _binary(log_p, log_1mp, labels, pos_weight, class_weight, label_smoothing):
-    y = np.asarray(labels, np.float64)
+def _binary(log_p, log_1mp, labels, pos_weight, class_weight, label_smoothing, xp):
+    y = _floats(xp, labels, log_p)
     y = (1 - label_smoothing) * y + label_smoothing / 2
-    w = np.broadcast_to(np.asarray(class_weight, np.float64), y.shape)
-    return -w * (np.asarray(pos_weight, np.float64) * y * log_p + (1 - y) * log_1mp), w
+    w, positive = (xp.broadcast_to(_floats(xp, a, log_p), y.shape) for a in (class_weight, pos_weight))
+    return -w * (positive * y * log_p + (1 - y) * log_1mp), w
 
 
-def reduce(rows, weight, *, sample_weight=None, where=None, reduction="none"):
+def _row_max(xp, x):
+    """A constant: what is subtracted and added again has no derivative."""
+    row_max = x.max(-1, keepdims=True)
+    return row_max if xp is np else lax.stop_gradient(row_max)
+
+
+def _floats(xp, array, like=None):
+    dtype = np.float64 if xp is np else array.dtype if like is None else like.dtype
+    return xp.asarray(array, dtype)
+
+
+def reduce(rows, weight, *, sample_weight=None, where=None, reduction="none", xp=np):
     """Rows and their weights in a mean → what each reduction returns; "partial" as a pair."""
-    s = np.ones(rows.shape) if sample_weight is None else np.broadcast_to(np.asarray(sample_weight), rows.shape)
-    m = np.ones(rows.shape, bool) if where is None else np.broadcast_to(np.asarray(where), rows.shape)
-    rows, weight = np.where(m, s * rows, 0), np.where(m, s * weight, 0)
+    s = xp.ones_like(rows) if sample_weight is None else xp.broadcast_to(xp.asarray(sample_weight), rows.shape)
+    m = xp.ones_like(rows, bool) if where is None else xp.broadcast_to(xp.asarray(where), rows.shape)
+    rows, weight = xp.where(m, s * rows, 0), xp.where(m, s * weight, 0)
     if reduction == "none":
         return rows
-    if reduction == "sum":
-        return rows.sum()
-    if reduction == "partial":
-        return rows.sum(), weight.sum()
-    return rows.sum() / weight.sum() if weight.sum() else np.float64(0)
+    total, weight = rows.sum(), weight.sum()
+    mean = xp.where(weight == 0, 0, total) / xp.where(weight == 0, 1, weight)
+    return {"sum": total, "partial": (total, weight), "mean": mean}[reduction]
 
 
 def numerical_gradient(f, x, step=1e-6):

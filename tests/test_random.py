@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 import jxent
+from tests import oracle
+from tests.losses import LOSSES, VARIANTS
 
+ORACLES = {loss.call.__name__: loss.oracle for loss in LOSSES + VARIANTS}
 SECONDS = float(os.environ.get("JXENT_RANDOM_SECONDS", "6"))
 SEED = int(os.environ.get("JXENT_RANDOM_SEED", "0"))
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -60,34 +63,11 @@ def make_labels(rng, x):
     return np.asarray(jnp.asarray(q, rng.choice(DTYPES)))
 
 
-def textbook(name, x, labels, options):
-    """The rows and their weights, by plain formulas in float64."""
-    live = x > -jnp.inf
-    share = live.astype(x.dtype) / live.sum(-1, keepdims=True).astype(x.dtype)
-    log_z = jnp.zeros(len(x)) if name.endswith("log_probs") else jax.nn.logsumexp(x, -1)
-    log_p = jnp.where(live, jnp.where(live, x, 0) - log_z[:, None], 0)
-    p = jnp.where(live, jnp.exp(log_p), 0)
-    q = jax.nn.one_hot(labels, x.shape[1], dtype=x.dtype) if labels.ndim == 1 else labels
-    w = options.get("class_weight", jnp.ones(x.shape[1]))[None]
-    weight = (q * w).sum(-1)
-    smoothing = options.get("label_smoothing", 0.0)
-    q = (1 - smoothing) * q + smoothing * share
-    rows, miss = -(w * q * log_p).sum(-1), (q * (1 - p)).sum(-1)
-    if name == "softmax_focal_loss":
-        rows = rows * miss ** options.get("gamma", 2.0)
-    if name == "poly1_cross_entropy":
-        rows = rows + options.get("epsilon", 2.0) * miss
-    return rows + options.get("z_loss", 0.0) * log_z**2, weight
-
-
 def textbook_result(name, x, labels, options, counts, reduction):
-    s = options.get("sample_weight", jnp.ones(len(x)))
-    rows, weight = textbook(name, x[counts], labels[counts], options)
-    rows, weight = rows * s[counts], weight * s[counts]
-    if reduction == "none":
-        return jnp.zeros(len(x)).at[np.flatnonzero(counts)].set(rows)
-    total = rows.sum()
-    return total if reduction == "sum" else total / weight.sum()
+    options = dict(options)
+    sample_weight = options.pop("sample_weight", None)
+    rows, weight = ORACLES[name](x, labels, **options, xp=jnp)
+    return oracle.reduce(rows, weight, sample_weight=sample_weight, where=counts, reduction=reduction, xp=jnp)
 
 
 def assert_near(actual, wanted, dtype, seed):
@@ -145,24 +125,6 @@ BINARY = {
 }
 
 
-def binary_textbook(name, x, y, options):
-    """The elements and their weights, by plain formulas in float64."""
-    if name.endswith("probs"):
-        log_p, log_miss = jnp.log(x), jnp.log1p(-x)
-    else:
-        log_p, log_miss = jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)
-    smoothing, w = options.get("label_smoothing", 0.0), options.get("class_weight", jnp.ones(x.shape[1]))[None]
-    if name == "sigmoid_focal_loss":
-        miss = (1 - y) * jnp.exp(log_p) + y * jnp.exp(log_miss)
-        alpha = options.get("alpha")
-        balance = 1.0 if alpha is None else alpha * y + (1 - alpha) * (1 - y)
-        elements = balance * miss ** options.get("gamma", 2.0) * -(y * log_p + (1 - y) * log_miss)
-    else:
-        y = (1 - smoothing) * y + smoothing / 2
-        elements = -w * (options.get("pos_weight", 1.0) * y * log_p + (1 - y) * log_miss)
-    return elements, w * jnp.ones_like(x)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BINARY)
 def test_binary_losses_and_gradients_are_the_textbooks(name):
@@ -192,11 +154,7 @@ def test_binary_losses_and_gradients_are_the_textbooks(name):
             y = jnp.asarray(np.asarray(labels, np.float64))
 
             def true(x, y=y, wide=wide, counts=counts, reduction=reduction):
-                elements, weight = binary_textbook(name, x, y, wide)
-                s = counts.astype(np.float64) * wide.get("sample_weight", jnp.ones(x.shape))
-                if reduction == "none":
-                    return s * elements
-                return jnp.sum(s * elements) / (1.0 if reduction == "sum" else jnp.sum(s * weight))
+                return textbook_result(name, x, y, wide, counts, reduction)
 
             wanted, pull = jax.vjp(true, jnp.asarray(np.asarray(x, np.float64)))
             (wanted_gradient,) = pull(np.asarray(cotangent, np.float64))

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jxent
-from tests.losses import assert_close
+from tests.losses import VARIANTS, assert_close
 
 INF = np.inf
 NUM_CLASSES = 6
@@ -148,49 +148,30 @@ def test_sigmoid_focal_loss_keeps_its_digits_at_every_scale(rng):
 # --- derivatives of every kind, against the plain formulas in float64 -------------------------------------------------
 
 
-def plain_softmax(inputs, step):
-    """The step is given Σ_c w_c q_c (−log p_c) and Σ_c q_c (1 − p_c)."""
-    log_p = jax.nn.log_softmax(inputs["logits"])
-    q = inputs["labels"]
-    loss, miss = -jnp.sum(inputs["class_weight"] * q * log_p), jnp.sum(q * (1 - jnp.exp(log_p)))
-    return step(loss, miss)
-
-
-def plain_sigmoid(inputs):
-    x, y, alpha = inputs["logits"], inputs["labels"], inputs["alpha"]
-    p = jax.nn.sigmoid(x)
-    loss = -(y * jnp.log(p) + (1 - y) * jnp.log(1 - p))
-    return jnp.sum((alpha * y + (1 - alpha) * (1 - y)) * (y * (1 - p) + (1 - y) * p) ** inputs["gamma"] * loss)
-
-
-PLAIN = {
-    "softmax_focal_loss": lambda inputs: plain_softmax(inputs, lambda loss, miss: miss ** inputs["gamma"] * loss),
-    "poly1_cross_entropy": lambda inputs: plain_softmax(inputs, lambda loss, miss: loss + inputs["epsilon"] * miss),
-    "sigmoid_focal_loss": plain_sigmoid,
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("loss", [loss for loss in VARIANTS if loss.has_float_labels], ids=lambda loss: loss.name)
 @pytest.mark.usefixtures("x64")
-def test_variants_have_every_derivative_to_second_order(name, rng):
+def test_variants_have_every_derivative_to_second_order(loss, rng):
     """Second order in scores, labels, class weights and hyper-parameters together, by both forward and reverse over reverse."""
     hyper_parameters = {
         "softmax_focal_loss": {"gamma": 1.7, "class_weight": rng.uniform(0.5, 2, 4)},
         "poly1_cross_entropy": {"epsilon": -0.7, "class_weight": rng.uniform(0.5, 2, 4)},
         "sigmoid_focal_loss": {"gamma": 1.7, "alpha": 0.3},
     }
-    labels = rng.uniform(0.05, 0.95, 4) if "sigmoid" in name else rng.dirichlet(np.ones(4))
-    inputs = {"logits": 2 * rng.normal(size=4), "labels": labels, **hyper_parameters[name]}
+    labels = rng.uniform(0.05, 0.95, 4) if loss.is_binary else rng.dirichlet(np.ones(4))
+    inputs = {"logits": 2 * rng.normal(size=4), "labels": labels, **hyper_parameters[loss.call.__name__]}
     flat, unravel = jax.flatten_util.ravel_pytree(jax.tree.map(jnp.asarray, inputs))
 
     def ours(flat):
-        return getattr(jxent, name)(**unravel(flat), reduction="sum")
+        return loss.call(**unravel(flat), reduction="sum")
+
+    def plain(flat):
+        return jnp.sum(loss.oracle(**unravel(flat), xp=jnp)[0])
 
     def everything(f, flat):
         return jax.value_and_grad(f)(flat), jax.jvp(f, (flat,), (jnp.cos(flat),))[1], jax.hessian(f)(flat)
 
-    wanted = jax.jit(lambda flat: everything(lambda flat: PLAIN[name](unravel(flat)), flat))(flat)
+    wanted = jax.jit(lambda flat: everything(plain, flat))(flat)
     got, backwards = jax.jit(lambda flat: (everything(ours, flat), jax.jacrev(jax.grad(ours))(flat)))(flat)
     jax.tree.map(lambda a, b: assert_close(a, b, np.float64, 20), got, wanted)
     assert_close(backwards, wanted[-1], np.float64, 20)
