@@ -69,6 +69,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_setup(item):
     # Compiling is most of what the tests take, and LLVM's optimisations a third of that. XLA's own stay as they are.
     jax.config.update("jax_disable_most_optimizations", getattr(item, "compiled_quickly", False))
+    if item.config.option.quickly and item.get_closest_marker("optimised"):
+        jax.clear_caches()  # or it would be given what another test has compiled
 
 
 def _test_of(item):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from tests import conftest
@@ -63,6 +64,25 @@ def test_all_is_all():
 def test_first_case_of_each_test_is_compiled_as_users_do():
     firsts = chosen(run_all=True, quickly=True)
     assert firsts == [nodeid for nodeid in CASES if not nodeid.endswith(("[soft]", "[sparse]", "[2]", "[sum]"))]
+
+
+@pytest.mark.parametrize(
+    ("marker", "quickly", "compiled_quickly", "clears"),
+    [("none", True, True, 0), ("none", True, False, 0), ("optimised", True, False, 1), ("optimised", False, False, 0)],
+)
+def test_optimised_tests_are_given_nothing_that_was_compiled_quickly(
+    monkeypatch, marker, quickly, compiled_quickly, clears
+):
+    done = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: done.append("cleared"))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: done.append((name, value)))
+    item = SimpleNamespace(
+        config=SimpleNamespace(option=SimpleNamespace(quickly=quickly)),
+        compiled_quickly=compiled_quickly,
+        get_closest_marker=lambda name: name == marker,
+    )
+    conftest.pytest_runtest_setup(item)
+    assert done == [("jax_disable_most_optimizations", compiled_quickly), *["cleared"] * clears]
 
 
 def test_halves_share_the_cases_out_and_every_test_is_in_both():
